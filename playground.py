@@ -1,0 +1,1562 @@
+#!/usr/bin/env python3
+"""SQLFlow Playground Server: a database in Kubernetes for every user who asks for one.
+
+    client --mTLS--> this server --kubectl--> Kubernetes API --> MariaDB pod, Service, Secret
+
+A client is known by its certificate. It asks over HTTPS for a database for one of its users; the
+server has kubectl create one and answers with the connection string that SQLFlow takes.
+
+The file reads as a request travels: limits; TLS and connections; HTTP; the API; what the cluster
+is known to hold; templates; kubectl; the command line. Who waits for whom:
+
+    thread                waits for                     bounded by
+    accept loop           nothing but accept()
+    one a connection      its client                    HANDSHAKE_, HEAD_, BODY_, ANSWER_, IDLE_SECONDS
+                          its user's database           CREATE_SECONDS, whatever the cluster does
+    watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
+    group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
+
+Kubernetes is the only store. What is in memory comes from three watches and may be lost at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import contextlib
+import email.utils
+import errno
+import hashlib
+import http
+import http.server
+import json
+import logging
+import os
+import random
+import re
+import resource
+import secrets
+import shutil
+import signal
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import unicodedata
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, Callable, NamedTuple, NoReturn
+
+import yaml
+
+__version__ = "0.1.0"
+
+
+# ---- Limits: what each bounds, what happens beyond it, why this number, what it does not cover -------
+
+# The request line; 414 beyond it. RFC 9112 section 3 recommends to support at least 8,000 bytes.
+MAX_REQUEST_LINE_BYTES = 8 * 1024
+# Request line and header fields together; 431 beyond it. curl sends about 150 bytes, browsers and
+# proxies seldom more than 4 KiB. Does not bound the body.
+MAX_HEAD_BYTES = 16 * 1024
+# Header fields; 431 beyond it. Half of what Apache allows.
+MAX_HEADER_FIELDS = 50
+# The body; 413 beyond it. A user id is at most 64 characters, 768 bytes as JSON escapes.
+MAX_BODY_BYTES = 16 * 1024
+# Characters of a user id after normalisation; 400 beyond it.
+MAX_USER_ID_CHARACTERS = 64
+
+# The whole TLS handshake, the whole request head from its first byte, the whole body, the whole
+# answer: the connection ends beyond each (after a 408 where one can be heard). A slow mobile link
+# needs 2 s; whoever sends a byte a second gets no more than these.
+HANDSHAKE_SECONDS = 10.0
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+# A kept connection without a request; it is closed beyond it. As long as nginx keeps them.
+IDLE_SECONDS = 75.0
+# What a refused client may still be sending is read and dropped up to these, so that it sees the
+# answer instead of a reset connection; then the connection ends all the same.
+DRAIN_SECONDS = 1.0
+DRAIN_BYTES = 1024 * 1024
+
+# Connections without a certificate so far; beyond it the oldest one of the address that holds most of
+# them makes room. With strangers opening 1,000 connections a second from one address, one that is slow
+# by itself has 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is
+# not touched at all while any address holds more. It does not bound the rate of handshakes.
+MAX_HANDSHAKES = 256
+# Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
+# new one gets a 503. Five for each of a class of 200. A thread each, of some 100 KB.
+MAX_CONNECTIONS = 1000
+# Connections the kernel keeps for the accept loop; a class that starts together overflows the standard
+# library's 5. Linux cuts it to net.core.somaxconn.
+LISTEN_BACKLOG = 1024
+# File descriptors: the connections, three pipes for each kubectl, and some for the rest. The process's
+# limit is raised to it at start, which fails where it cannot be.
+MAX_OPEN_FILES = MAX_CONNECTIONS + MAX_HANDSHAKES + 144
+
+# create_db's answer, counted from the request; 503 with the reason beyond it, and creation goes on.
+# The notebook plug-in hangs up after 20 s; half a second of it is the network's.
+CREATE_SECONDS = 17.5
+# Before that time is up, this much is for asking the cluster why a database is not ready.
+REASON_SECONDS = 2.5
+# A refused heart beat's answer is held back this long: the plug-in's loop never sleeps after one. Such
+# a client holds one thread and makes one request a second.
+REFUSED_BEAT_SECONDS = 1.0
+# What was just created shows in the watches within milliseconds; only beyond this is it missing again.
+SETTLE_SECONDS = 2.0
+
+# One kubectl; its process group is killed beyond it. Creating a full group takes 2 s.
+KUBECTL_SECONDS = 30.0
+# Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
+# second after 300. The rest go into the next.
+GROUP_USERS = 50
+# Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
+CREATING_KUBECTLS = 2
+# One watch; it is started again from where it was beyond it, so that a connection which has died
+# silently costs at most this. Starting three kubectls a minute costs 0.3 s of one core.
+WATCH_SECONDS = 60
+# Pauses between failing watches double from the first to the last, a little random so that replicas
+# do not come all at once. The last is how long a recovered cluster may go unnoticed.
+WATCH_PAUSES_SECONDS = (0.25, 5.0)
+# Finishing what is in flight after SIGTERM; what is left is dropped beyond it. Longer than
+# CREATE_SECONDS, shorter than the 30 s that Kubernetes gives a pod.
+STOP_SECONDS = 20.0
+
+
+# ---- Errors and the log -----------------------------------------------------------------------------
+
+log = logging.getLogger("playground")
+PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
+
+
+def logfmt(event: str, **fields: object) -> str:
+    """Format one log line as key=value pairs; values that are not plain become JSON strings, so that none can forge a line."""
+    def quote(value: object) -> str:
+        text = f"{value:.1f}" if isinstance(value, float) else str(value)
+        return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
+    return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
+
+
+class ApiError(Exception):
+    """What a client is told: a status, a sentence that says what to do, and header fields."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class NotReady(ApiError):
+    """Why a database is not ready at some moment."""
+
+
+def unavailable(message: str, seconds: int = 5) -> ApiError:
+    """Return a 503 that asks the client to come back in so many seconds (RFC 9110, section 10.2.3)."""
+    return ApiError(503, message, Retry_After=str(seconds))
+
+
+# ---- TLS and connections ----------------------------------------------------------------------------
+
+def tls_context(ca_crt: str, server_crt: str, server_key: str) -> ssl.SSLContext:
+    """Return a context that requires a certificate of our CA from every client, in every handshake.
+
+    Raises OSError or ssl.SSLError; `main` names the file and the remedy.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    # OpenSSL checks the purpose too: a certificate for servers only is no client's.
+    context.load_verify_locations(ca_crt)
+    # Without a password function OpenSSL would ask for one on the terminal.
+    context.load_cert_chain(server_crt, server_key, password=lambda: "")
+    # A resumed session would not look at the certificate again. See Connection.handle for TLS 1.2's cache.
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    return context
+
+
+def common_name(certificate: dict[str, Any]) -> str:
+    """Return the certificate's common name, the client. Raises ValueError unless there is exactly one, not empty."""
+    names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
+    if len(names) != 1 or not names[0].strip():
+        raise ValueError("the certificate has no common name or several")
+    return str(names[0])
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Accepts connections and bounds them; a thread each does the rest, the TLS handshake included."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = LISTEN_BACKLOG
+
+    def __init__(self, address: tuple[str, int], make_context: Callable[[], ssl.SSLContext], cluster: Cluster) -> None:
+        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on."""
+        self.make_context, self.cluster = make_context, cluster
+        self.context = make_context()
+        self.started = time.monotonic()
+        self.stopping = False
+        self.lock = threading.Lock()
+        # Each in the order of arrival, so that the first is the oldest.
+        self.strangers: dict[socket.socket, str] = {}
+        self.clients: dict[socket.socket, bool] = {}
+        self.idle: dict[socket.socket, bool] = {}
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Connection)
+
+    def server_bind(self) -> None:
+        """Bind without looking up our own name in DNS, as HTTPServer would."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept one connection and prepare TLS on it, without a byte read or written."""
+        try:
+            connection, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                time.sleep(0.1)  # The connection stays in the backlog: accepting at once again would spin.
+            raise
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise OSError("gone before its handshake") from error
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Make room among the strangers and give the connection a thread."""
+        with self.lock:
+            if len(self.strangers) >= MAX_HANDSHAKES:
+                crowded = collections.Counter(self.strangers.values()).most_common(1)[0][0]
+                oldest = next(stranger for stranger, host in self.strangers.items() if host == crowded)
+                del self.strangers[oldest]
+                hang_up(oldest)
+            self.strangers[request] = client_address[0]
+        super().process_request(request, client_address)
+
+    def welcome(self, connection: socket.socket) -> bool:
+        """Count a connection that has shown a certificate; return False if there is no room for it."""
+        with self.lock:
+            self.strangers.pop(connection, None)
+            if len(self.clients) >= MAX_CONNECTIONS:
+                longest_idle = next(iter(self.idle), None)
+                if longest_idle is None:
+                    return False
+                del self.idle[longest_idle], self.clients[longest_idle]
+                hang_up(longest_idle)
+            self.clients[connection] = True
+            return True
+
+    def rest(self, connection: socket.socket, idle: bool) -> bool:
+        """Mark whether a connection waits for its next request, and may be hung up on without loss; return whether it was not."""
+        with self.lock:
+            self.idle.pop(connection, None)
+            if idle:
+                self.idle[connection] = True
+                if self.stopping:
+                    hang_up(connection)
+            return connection in self.clients
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection and close it, with TLS's own good-bye if it listens."""
+        with self.lock:
+            for table in (self.strangers, self.clients, self.idle):
+                table.pop(request, None)
+        with contextlib.suppress(OSError, ValueError):
+            request.settimeout(0)
+            request.unwrap()
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what a connection's thread did not expect."""
+        log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
+
+    def stop(self) -> None:
+        """Stop accepting, let busy connections finish their answer within STOP_SECONDS, end the others."""
+        self.shutdown()
+        self.server_close()
+        deadline = time.monotonic() + STOP_SECONDS
+        with self.lock:
+            self.stopping = True
+            for connection in (*self.strangers, *self.idle):
+                hang_up(connection)
+        while self.clients and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def hang_up(connection: socket.socket) -> None:
+    """End a connection that another thread is using, which then reads an end of file.
+
+    Closing it here would free its descriptor's number under that thread's feet, and SSLSocket.shutdown
+    would take the TLS away from under it.
+    """
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+# ---- HTTP: RFC 9112, strictly ------------------------------------------------------------------------
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+# Raw bytes above 0x7f are no part of a URI; the notebook plug-in sends them all the same.
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+HEADER_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
+# return at the end of what has come so far may still get its line feed.
+BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+
+
+class Request(NamedTuple):
+    """One request's head. `query` and the header fields' values are as sent, undecoded but for Latin-1."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: dict[str, str]
+    length: int | None
+    keep_alive: bool
+
+
+def parse_head(head: bytes) -> Request:
+    """Parse a request line and header fields without the empty line that ends them (RFC 9112, sections 2 to 6).
+
+    Raises ApiError; the connection must then close, for nobody knows where the next request starts.
+    """
+    request_line, *lines = head.split(b"\r\n")
+    if len(request_line) > MAX_REQUEST_LINE_BYTES:
+        raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
+    if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
+        raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than {MAX_HEADER_FIELDS} header fields")
+    match = REQUEST_LINE.fullmatch(request_line)
+    if not match or BARE.search(head):
+        raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, lines ended by CR LF")
+    method, target = match[1].decode(), match[2]
+    if match[3] != b"1":
+        raise ApiError(505, "this server speaks HTTP/1.1")
+    headers: dict[str, str] = {}
+    for line in lines:
+        field = HEADER_FIELD.fullmatch(line)
+        if not field:
+            raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space before the colon")
+        name, value = field[1].decode().lower(), field[2].decode("latin-1")
+        if name in headers and name in ("host", "content-length", "transfer-encoding", "expect"):
+            raise ApiError(400, f"the header field {name} came twice")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    http_1_1 = match[4] != b"0"
+    if not http_1_1:
+        headers.pop("expect", None)  # Such a client knows no 100 (RFC 9110, section 10.1.1).
+    if http_1_1 and "host" not in headers or not HOST.fullmatch(headers.get("host", "-")):
+        raise ApiError(400, "the header field Host is missing or malformed: expected the server's name and port")
+    if "transfer-encoding" in headers:
+        raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
+    length = headers.get("content-length")
+    if length is not None and not re.fullmatch("[0-9]{1,16}", length):
+        raise ApiError(400, "Content-Length is malformed: expected one decimal number")
+    if length is not None and int(length) > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+    if method not in METHODS:
+        raise ApiError(501, "this method is not known here: use GET or POST")
+    if length is None and method == "POST":
+        raise ApiError(411, "Content-Length is missing: send the body's length in bytes")
+    if headers.get("expect", "100-continue").lower() != "100-continue":
+        raise ApiError(417, "the only expectation known here is 100-continue")
+    # The absolute form, https://host/path, must be understood as well (section 3.2.2).
+    path, _, query = re.sub(rb"^https?://[^/?]+", b"", target, flags=re.I).partition(b"?")
+    closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
+    return Request(method, path.decode("latin-1"), query, headers, None if length is None else int(length), http_1_1 and not closes)
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """One client's connection, in its own thread: the handshake, then a request after the other."""
+
+    server: Server
+    request: ssl.SSLSocket
+
+    def handle(self) -> None:
+        """Serve the connection until it ends."""
+        self.buffer = b""
+        self.client = "-"
+        try:
+            self.request.settimeout(HANDSHAKE_SECONDS)  # OpenSSL's do_handshake counts it over all its reads.
+            self.request.do_handshake()
+            if self.request.version() == "TLSv1.2":
+                # The context now remembers this session, and Python cannot tell it not to; so it is the last of its
+                # context. Whoever resumes one all the same, in the instant between, is refused.
+                self.server.context = self.server.make_context()
+                if self.request.session_reused:
+                    raise ValueError("a resumed session shows no certificate")
+            self.client = common_name(self.request.getpeercert() or {})
+        except (OSError, ValueError) as error:
+            log.info(logfmt("handshake", outcome="refused", address=self.client_address[0], reason=error))
+            return
+        with contextlib.suppress(OSError):  # A client that hangs up or is slow is nothing to report.
+            if not self.server.welcome(self.request):
+                self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
+                self.drain()
+                return
+            while not self.server.stopping and self.serve_one():
+                pass
+
+    def serve_one(self) -> bool:
+        """Read one request and answer it; return whether another may follow."""
+        if not self.buffer:
+            self.server.rest(self.request, True)
+            if not self.receive(time.monotonic() + IDLE_SECONDS) or not self.server.rest(self.request, False):
+                return False
+        started = time.monotonic()
+        method, api, user, keep_alive, headers = "-", "-", "-", False, {}
+        try:
+            request = parse_head(self.read_head(started + HEAD_SECONDS))
+            method = request.method
+            body = self.read_body(request)
+            keep_alive = request.keep_alive
+            api = request.path[len("/api/"):] if request.path.startswith("/api/") else "-"
+            function, parameters = route(api, request, body)
+            user = parameters.get("user_id", "-")
+            status, answer = 200, function(self.server, self.client, started + CREATE_SECONDS, **parameters)
+        except ApiError as error:
+            status, answer, headers = error.status, {"error": error.message}, error.headers
+        except socket.timeout:
+            status, answer = 408, {"error": "the request did not arrive in time: send it again, faster"}
+        except OSError:
+            raise
+        except Exception:
+            log.error(logfmt("request", client=self.client, api=api, error=traceback.format_exc()))
+            status, answer = 500, {"error": "this server failed: its maintainer's log says why"}
+        log.info(logfmt("request", client=self.client, method=method, api=api, user=user, status=status,
+                        ms=(time.monotonic() - started) * 1000))
+        if api == "heart_beat" and status >= 400:
+            time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
+        close = not keep_alive or self.server.stopping
+        self.send(status, answer, headers, close, body=method != "HEAD")
+        if not keep_alive and status >= 400:
+            self.drain()
+        return not close
+
+    def receive(self, deadline: float) -> bool:
+        """Add what has come to the buffer, or return False at its end. Raises socket.timeout at the deadline."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise socket.timeout()
+        self.request.settimeout(remaining)
+        data = self.request.recv(MAX_HEAD_BYTES)
+        self.buffer += data
+        return bool(data)
+
+    def read_head(self, deadline: float) -> bytes:
+        """Take a request's head out of the buffer, reading on until it is there or is beyond help; parse_head says why."""
+        while len(self.buffer) < 2 and self.receive(deadline):
+            pass
+        if self.buffer.startswith(b"\r\n"):  # One empty line before a request is to be ignored (section 2.2).
+            self.buffer = self.buffer[2:]
+        while (end := self.buffer.find(b"\r\n\r\n")) < 0 and not BARE.search(self.buffer) and len(self.buffer) <= MAX_HEAD_BYTES:
+            if not self.receive(deadline):
+                raise ConnectionError("ended inside a request's head")
+        end = len(self.buffer) if end < 0 else end
+        head, self.buffer = self.buffer[:end], self.buffer[end + 4:]
+        return head
+
+    def read_body(self, request: Request) -> bytes:
+        """Take a request's body out of the buffer, reading on until it is there."""
+        length = request.length or 0
+        if length > len(self.buffer) and "expect" in request.headers:
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        deadline = time.monotonic() + BODY_SECONDS
+        while len(self.buffer) < length:
+            if not self.receive(deadline):
+                raise ConnectionError("ended inside a request's body")
+        body, self.buffer = self.buffer[:length], self.buffer[length:]
+        return body
+
+    def send(self, status: int, answer: dict[str, Any], headers: dict[str, str], close: bool, body: bool = True) -> None:
+        """Send an answer, head and body in one write. Raises OSError if the client does not take it in ANSWER_SECONDS."""
+        content = json.dumps(answer).encode() + b"\n" if body else b""
+        fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": "application/json", "Content-Length": str(len(content)),
+                  "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers, **({"Connection": "close"} if close else {})}
+        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
+        data = memoryview("\r\n".join([*lines, "", ""]).encode() + content)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while data:
+            self.request.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = data[self.request.send(data):]
+
+    def drain(self) -> None:
+        """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
+        deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
+        self.request.settimeout(0)
+        with contextlib.suppress(OSError):
+            self.request.unwrap()  # Says good-bye; the client's comes behind what it still sends.
+        socket.socket.shutdown(self.request, socket.SHUT_WR)
+        while left > 0 and (remaining := deadline - time.monotonic()) > 0:
+            self.request.settimeout(remaining)
+            data = socket.socket.recv(self.request, MAX_BODY_BYTES)
+            if not data:
+                break
+            left -= len(data)
+
+
+# ---- The API -----------------------------------------------------------------------------------------
+
+USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script and . _ @ -"
+                ", and starts with a letter or digit")
+
+
+def valid_user_id(text: object) -> str:
+    """Return the user id normalised to NFC. Raises ApiError 400 unless it keeps to USER_ID_RULE."""
+    user_id = unicodedata.normalize("NFC", text) if isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS else ""
+    # The categories, not isalnum(), which is true for '²'.
+    categories = [unicodedata.category(character) for character in user_id]
+    allowed = (category[0] in "LM" or category == "Nd" or character in "._@-" for category, character in zip(categories, user_id))
+    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not all(allowed) or categories[0][0] != "L" and categories[0] != "Nd":
+        raise ApiError(400, f"user_id is malformed: {USER_ID_RULE}")
+    return user_id
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Read a JSON object (RFC 8259) that repeats no name. Raises ApiError 400."""
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError
+        return dict(pairs)
+
+    try:
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(400, 'the body is malformed: expected a JSON object in UTF-8 such as {"user_id": "alice"}')
+    return value
+
+
+def read_query(query: bytes) -> dict[str, Any]:
+    """Read a query's parameters, percent-encoded or raw UTF-8. Raises ApiError 400."""
+    parameters: dict[str, Any] = {}
+    for pair in query.split(b"&") if query else []:
+        name, equals, value = (urllib.parse.unquote_to_bytes(part) for part in pair.partition(b"="))
+        try:
+            key, text = name.decode("utf-8"), value.decode("utf-8")
+        except UnicodeDecodeError:
+            key, text, equals = "", "", b""
+        if not equals or key in parameters or re.search(rb"%(?![0-9A-Fa-f]{2})|\+", pair):
+            raise ApiError(400, "the query is malformed: expected name=value, each once, in UTF-8 or percent-encoded")
+        parameters[key] = text
+    return parameters
+
+
+def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[str, Any]], dict[str, str]]:
+    """Look a request up in the API; return its function and its parameters. Raises ApiError."""
+    if name not in API:
+        raise ApiError(404, "there is no such API: " + ", ".join(f"{known[0]} /api/{api}" for api, known in API.items()))
+    method, function, takes = API[name]
+    if request.method != method:
+        raise ApiError(405, f"{name} takes {method}", Allow=method)
+    if request.query if method == "POST" else body:
+        raise ApiError(400, f"{name} takes {'a JSON body and no query' if method == 'POST' else 'no body'}")
+    given = read_json(body) if method == "POST" else read_query(request.query)
+    if set(given) != set(takes):
+        unknown = ", ".join(sorted(json.dumps(key[:80]) for key in set(given) - set(takes)))
+        wanted = ", ".join(takes) or "no parameters"
+        raise ApiError(400, f"{name} takes {wanted}, not {unknown}" if unknown else f"{name} takes {wanted}, which is missing")
+    return function, {key: valid_user_id(value) for key, value in given.items()}
+
+
+def create_db(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+    """Answer with the user's database, made if there is none, once it takes queries."""
+    return server.cluster.create(user_id, client, deadline)
+
+
+def heart_beat(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+    """Take a beat, for a database or none, but not for another client's."""
+    return {"user_id": user_id, "status": server.cluster.beat(user_id, client)}
+
+
+def delete_db(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+    """Remove the user's database and its data, if there is one."""
+    server.cluster.delete(user_id, client, deadline)
+    return {"user_id": user_id, "status": "absent"}
+
+
+def list_db(server: Server, client: str, deadline: float) -> dict[str, Any]:
+    """List the caller's own databases."""
+    return {"databases": server.cluster.databases_of(client)}
+
+
+def status(server: Server, client: str, deadline: float) -> dict[str, Any]:
+    """Say which version this is, since when it runs and whether the cluster answers."""
+    return {"version": __version__, "uptime_seconds": int(time.monotonic() - server.started), "cluster": server.cluster.status()}
+
+
+API: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+    "create_db": ("POST", create_db, ("user_id",)),
+    "heart_beat": ("GET", heart_beat, ("user_id",)),
+    "delete_db": ("POST", delete_db, ("user_id",)),
+    "list_db": ("GET", list_db, ()),
+    "status": ("GET", status, ()),
+}
+
+
+# ---- What the cluster is known to hold ---------------------------------------------------------------
+
+PREFIX = "playground.sqlflow.org/"
+USER, USER_ID, CLIENT, LAST_BEAT = PREFIX + "user", PREFIX + "user-id", PREFIX + "client", PREFIX + "last-heart-beat"
+# On a Secret that was made anew with the password that this StatefulSet, by its uid, had started with.
+RESTORED = PREFIX + "restored-for"
+OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
+SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
+# In the order of creation: a StatefulSet's pod starts with the Secret that is there, so that one comes
+# first, and a Secret missing beside a StatefulSet is known to have been deleted.
+KINDS = {"Secret": "secret", "Service": "service", "StatefulSet": "statefulset.apps"}
+PATHS = {"Secret": "/api/v1/namespaces/{}/secrets", "Service": "/api/v1/namespaces/{}/services",
+         "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets"}
+
+
+def slug(user_id: str) -> str:
+    """Return the user id as a DNS label of at most 40 characters, the same for the same id only.
+
+    A StatefulSet's name may have 52 characters, since its pods carry it in a label with a hash behind
+    it: "mysql-" and 40 fit. A readable part and a hash stand for an id that is no such label.
+    """
+    if re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", user_id) and "--" not in user_id:
+        return user_id
+    readable = re.sub(r"[^a-z0-9]+", "-", user_id.lower())[:26].strip("-") or "user"
+    return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
+
+
+def rfc3339(seconds: float) -> str:
+    """Format seconds since 1970 as RFC 3339 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+MADE_ANEW = "the database was made anew: its password had been deleted in the cluster, and its data went with it"
+
+
+class Seen(NamedTuple):
+    """What is kept of an object in the cluster; 1,000 databases have 3,000 of these. No passwords."""
+
+    uid: str
+    edition: str  # Changes when the object is another one or, but for a StatefulSet, was edited.
+    user_id: str
+    client: str
+    last_beat: str
+    leaving: bool
+    ready: bool  # Of a StatefulSet: its pod is. The other kinds have nothing to wait for.
+
+    @classmethod
+    def of(cls, item: dict[str, Any]) -> Seen:
+        """Reduce an object as the API server sends it."""
+        metadata, status = item["metadata"], item.get("status") or {}
+        annotations = metadata.get("annotations") or {}
+        edited = metadata["resourceVersion"] if item["kind"] != "StatefulSet" else ""
+        return cls(metadata["uid"], metadata["uid"] + edited,
+                   annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), annotations.get(LAST_BEAT, ""),
+                   "deletionTimestamp" in metadata, item["kind"] != "StatefulSet" or status.get("readyReplicas", 0) > 0)
+
+
+class Database:
+    """One user's set of objects as the watches show it, and what is under way with it here."""
+
+    def __init__(self, lock: threading.RLock, name: str) -> None:
+        self.name = name
+        self.objects: dict[str, Seen] = {}
+        self.changed = threading.Condition(lock)
+        self.waiting = 0
+        self.last_beat = ""
+        # The set as it was last read back from the cluster: its editions by kind, and what that gave.
+        self.confirmed: dict[str, str] = {}
+        self.data_source = self.password = ""
+        # The editions that were last asked to be confirmed; asking again for the same waits a little.
+        self.asked: dict[str, str] = {}
+        # What is under way, for whom it is being created, and until when what was made may not show yet.
+        self.work: Work | None = None
+        self.requested_by: tuple[str, str] | None = None
+        self.settles_at = 0.0
+        # Whom to tell that the database was made anew, without its data.
+        self.note_for: tuple[str, str] | None = None
+
+    def owner(self) -> tuple[str, str] | None:
+        """Return the user id and the client that the set belongs to, or None if there is no set."""
+        for kind in ("StatefulSet", "Secret", "Service"):
+            if kind in self.objects:
+                return self.objects[kind].user_id, self.objects[kind].client
+        return self.requested_by
+
+    def check(self, user_id: str, client: str) -> None:
+        """Raise ApiError 403 or 409 if there is a set and it is not this client's database for this user."""
+        owner = self.owner() or (user_id, client)
+        if owner[1] != client:
+            raise ApiError(403, "this user_id belongs to another client")
+        if owner[0] != user_id:
+            raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
+
+    def uids(self) -> dict[str, str]:
+        """Return the set's uids by kind."""
+        return {kind: item.uid for kind, item in self.objects.items()}
+
+    def editions(self) -> dict[str, str]:
+        """Return the set's editions by kind: what was read of the same editions holds."""
+        return {kind: item.edition for kind, item in self.objects.items()}
+
+    def leaving(self) -> bool:
+        """Tell whether some object of the set is being deleted."""
+        return any(item.leaving for item in self.objects.values())
+
+    def status(self) -> str:
+        """Return ready, starting or absent."""
+        if "StatefulSet" not in self.objects or self.leaving():
+            return "starting" if self.work else "absent"
+        return "ready" if len(self.objects) == len(KINDS) and all(item.ready for item in self.objects.values()) else "starting"
+
+
+class Work:
+    """Something under way with a database; whoever waits for it holds on to it, and sees what became of it."""
+
+    def __init__(self, database: Database, group: Group) -> None:
+        self.database, self.group = database, group
+        self.done = False
+        self.failure: ApiError | None = None
+
+
+class Group:
+    """Does the work of everyone who waits in one go, like a database's group commit.
+
+    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`.
+    Nobody waits for company. `work` takes databases and returns, by name, what failed and why; what it
+    raises fails for all of them.
+    """
+
+    def __init__(self, cluster: Cluster, work: Callable[[list[Database]], dict[str, ApiError]], size: int, workers: int = 1) -> None:
+        self.cluster, self.work, self.size = cluster, work, size
+        self.waiting: list[Work] = []
+        self.submitted = threading.Condition(cluster.lock)
+        for _ in range(workers):
+            threading.Thread(target=self.run, name=work.__name__, daemon=True).start()
+
+    def submit(self, database: Database) -> Work:
+        """Queue a database on which nothing is under way. The lock must be held."""
+        work = database.work = Work(database, self)
+        self.waiting.append(work)
+        self.submitted.notify()
+        return work
+
+    def run(self) -> NoReturn:
+        """Work for ever; one of these a worker."""
+        while True:
+            with self.submitted:
+                self.submitted.wait_for(lambda: self.waiting)
+                group, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
+            databases = [work.database for work in group]
+            try:
+                failures = self.work(databases)
+            except ApiError as error:
+                failures = {database.name: error for database in databases}
+            except Exception:
+                log.error(logfmt("group", error=traceback.format_exc()))
+                failures = {database.name: KubectlError("failed") for database in databases}
+            with self.submitted:
+                for work in group:
+                    database, work.done, work.failure = work.database, True, failures.get(work.database.name)
+                    database.work, database.settles_at = None, time.monotonic() + SETTLE_SECONDS
+                    if work.failure or database.objects:
+                        database.requested_by = None  # Else whose it is shows with its objects, in a moment.
+                    database.changed.notify_all()
+                    self.cluster.forget(database)
+
+
+class Cluster:
+    """The databases in one namespace: observed by three watches, changed by groups of kubectl."""
+
+    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int, max_databases_per_client: int) -> None:
+        self.kubectl, self.template = kubectl, template
+        self.max_databases, self.max_databases_per_client = max_databases, max_databases_per_client
+        self.lock = threading.RLock()
+        self.databases: dict[str, Database] = {}
+        # Why each kind is not being watched and the template was not found good, of REASONS; empty when it is.
+        self.troubles = dict.fromkeys((*KINDS, "template"), "starting")
+        self.unknown = set(self.troubles)  # Those that never were good so far.
+        self.synchronised = threading.Condition(self.lock)
+        self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
+        self.confirming = Group(self, self.confirm_group, 2 * GROUP_USERS)
+        self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
+        self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
+
+    def start(self) -> None:
+        """Start to observe the cluster, without waiting for it."""
+        for kind in KINDS:
+            threading.Thread(target=self.watch, args=(kind,), name=f"watch {kind}", daemon=True).start()
+        threading.Thread(target=self.check_template, name="check template", daemon=True).start()
+
+    # -- what the API functions call
+
+    def create(self, user_id: str, client: str, deadline: float) -> dict[str, Any]:
+        """Return the user's data source once the database takes queries. Raises ApiError, by the deadline."""
+        with self.attending(user_id, client, deadline) as (database, turns):
+            work: Work | None = None
+            for _ in turns:
+                # Why it was not ready when somebody else's time was up is no answer yet.
+                early = work and isinstance(work.failure, NotReady) and time.monotonic() < deadline - REASON_SECONDS
+                if work and work.failure and work.group is not self.deleting and not early:
+                    raise work.failure
+                if database.status() == "ready" and database.editions() == database.confirmed:
+                    anew, database.note_for = database.note_for == (user_id, client), None
+                    return {"user_id": user_id, "data_source": database.data_source, **({"note": MADE_ANEW} if anew else {})}
+                if not database.work:
+                    self.advance(database, (user_id, client), deadline)
+                work = database.work
+            raise unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
+
+    def delete(self, user_id: str, client: str, deadline: float) -> None:
+        """Delete the user's set of objects; return once the cluster has taken that on. Raises ApiError, by the deadline."""
+        with self.attending(user_id, client, deadline) as (database, turns):
+            # The table may be a moment late: whose the set is, and that there is none, is read afresh.
+            steps = [self.confirming, self.deleting]
+            work: Work | None = None
+            for _ in turns:
+                if work and not work.done or not work and database.work:
+                    continue
+                # That a set cannot be answered for does not keep it from being deleted.
+                if work and work.failure and (isinstance(work.failure, KubectlError) or not steps):
+                    raise work.failure
+                if not steps or len(steps) == 1 and not database.objects:
+                    database.note_for = None
+                    return
+                if not database.work:
+                    work = steps.pop(0).submit(database)
+            raise unavailable("the cluster did not answer in time: ask again")
+
+    def beat(self, user_id: str, client: str) -> str:
+        """Remember that the user was heard; return ready, starting, absent, or unknown while the cluster is."""
+        with self.lock:
+            database = self.databases.get("mysql-" + slug(user_id))
+            if database:
+                database.check(user_id, client)
+                database.last_beat = rfc3339(time.time())
+            if self.unknown & KINDS.keys():
+                return "unknown"
+            return database.status() if database else "absent"
+
+    def databases_of(self, client: str) -> list[dict[str, Any]]:
+        """Return the client's databases, by user id. Raises ApiError 502 or 503 before the cluster is known."""
+        with self.lock:
+            self.wait_synchronised(0)
+            owned = [(database.objects["StatefulSet"], database) for database in self.databases.values()
+                     if "StatefulSet" in database.objects]
+            return sorted(({"user_id": item.user_id, "status": database.status(),
+                            "last_heart_beat": max(item.last_beat, database.last_beat)}
+                           for item, database in owned if item.client == client), key=lambda entry: entry["user_id"])
+
+    def status(self) -> str:
+        """Return ok, or what is wrong with the cluster, in words fit for a client."""
+        with self.lock:
+            trouble = self.trouble()
+            return REASONS[trouble][1] if trouble else "ok"
+
+    # -- one user's database
+
+    @contextlib.contextmanager
+    def attending(self, user_id: str, client: str, deadline: float) -> Iterator[tuple[Database, Iterator[None]]]:
+        """Hold the lock and a database's entry in the table; give the entry and its turns: see `turns`."""
+        with self.lock:
+            self.wait_synchronised(deadline - REASON_SECONDS)
+            name = "mysql-" + slug(user_id)
+            database = self.databases.setdefault(name, Database(self.lock, name))
+            database.waiting += 1
+            try:
+                yield database, self.turns(database, user_id, client, deadline)
+            finally:
+                database.waiting -= 1
+                self.forget(database)
+
+    def turns(self, database: Database, user_id: str, client: str, deadline: float) -> Iterator[None]:
+        """Yield at once and whenever something may have changed, until the deadline. Raises ApiError 403 or 409."""
+        while True:
+            database.check(user_id, client)
+            yield
+            now = time.monotonic()
+            moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline) if moment > now]
+            if deadline <= now:
+                return
+            database.changed.wait(min(moments) - now)
+
+    def advance(self, database: Database, owner: tuple[str, str], deadline: float) -> None:
+        """Begin what brings a set nearer to being whole and known, if anything. Raises ApiError 429."""
+        now, objects = time.monotonic(), database.objects
+        if now >= deadline - REASON_SECONDS:
+            self.explaining.submit(database)
+        elif database.leaving() or now < database.settles_at and len(objects) < len(KINDS):
+            pass  # What goes or was just created shows in the watches soon.
+        elif len(objects) == len(KINDS) or "StatefulSet" in objects and "Secret" not in objects and not self.restorable(database):
+            # The table's three kinds may be of different moments: a password is answered only after it was
+            # read together with the StatefulSet and the Service, which takes less time than the pod's start.
+            editions = database.editions()
+            if editions != database.confirmed and (editions != database.asked or now >= database.settles_at):
+                database.asked = editions
+                self.confirming.submit(database)
+        else:
+            if not objects:
+                self.check_quota(owner[1])
+            database.requested_by = owner
+            self.creating.submit(database)
+
+    def restorable(self, database: Database) -> bool:
+        """Tell whether the password is remembered with which the database started."""
+        return bool(database.password) and database.confirmed.get("StatefulSet") == database.objects["StatefulSet"].edition
+
+    def check_quota(self, client: str) -> None:
+        """Raise ApiError 429 if one more database would be too many."""
+        owners = [owner[1] for database in self.databases.values() if not database.leaving() and (owner := database.owner())]
+        for limit, count, whose in ((self.max_databases, len(owners), "this playground"),
+                                    (self.max_databases_per_client, owners.count(client), "one client")):
+            if 0 < limit <= count:
+                raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask the maintainer for more",
+                               Retry_After="60")
+
+    def forget(self, database: Database) -> None:
+        """Drop a database's entry when there is nothing to know about it."""
+        if not (database.objects or database.waiting or database.work):
+            self.databases.pop(database.name, None)
+
+    def wait_synchronised(self, deadline: float) -> None:
+        """Wait for the first listings and the template's check. Raises ApiError 502 or 503 when they fail, at once."""
+        while self.unknown:
+            trouble, remaining = self.trouble(), deadline - time.monotonic()
+            if trouble != "starting" or remaining <= 0:
+                raise KubectlError(trouble)
+            self.synchronised.wait(remaining)
+
+    def trouble(self) -> str:
+        """Return a trouble, of REASONS, rather one that was met than one not looked for yet; empty if there is none."""
+        return max(self.troubles.values(), key=lambda trouble: (trouble not in ("", "starting"), trouble))
+
+    def report(self, what: str, trouble: str) -> None:
+        """Note how a kind's watch or the template's check goes."""
+        with self.lock:
+            self.troubles[what] = trouble
+            self.unknown -= {what} if not trouble else set()
+            self.synchronised.notify_all()
+
+    # -- watching (Kubernetes API Concepts, "Efficient detection of changes")
+
+    def watch(self, kind: str) -> NoReturn:
+        """Keep one kind's table what the cluster holds: list, then watch from there; list anew after any failure."""
+        path = f"{PATHS[kind].format(self.kubectl.namespace)}?labelSelector={urllib.parse.quote(SELECTOR)}"
+        version, pause = "", WATCH_PAUSES_SECONDS[0]
+        while True:
+            started = time.monotonic()
+            try:
+                if not version:
+                    listing = json.loads(b"".join(self.kubectl("get", "--raw", path)))
+                    self.replace(kind, listing["items"])
+                    version = listing["metadata"]["resourceVersion"]
+                options = f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}"
+                for line in self.kubectl("get", "--raw", path + options, seconds=WATCH_SECONDS + 15):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":  # 410 Gone: the version is no longer in the server's history.
+                        raise KubectlError("expired")
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        self.observe(kind, event["object"], event["type"] == "DELETED")
+            except (KubectlError, ValueError, LookupError, TypeError, AttributeError) as error:
+                version = ""
+                self.report(kind, error.reason if isinstance(error, KubectlError) else "failed")
+                log.warning(logfmt("watch", kind=kind, error=error))
+            if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
+                pause = WATCH_PAUSES_SECONDS[0]
+            else:
+                time.sleep(pause * random.uniform(0.5, 1))
+                pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
+
+    def replace(self, kind: str, items: list[dict[str, Any]]) -> None:
+        """Take a whole listing in place of what was known of this kind."""
+        with self.lock:
+            names = {item["metadata"]["name"] for item in items}
+            for database in [database for database in self.databases.values() if kind in database.objects]:
+                if database.name not in names:
+                    del database.objects[kind]
+                    database.changed.notify_all()
+                    self.forget(database)
+            for item in items:
+                self.observe(kind, item, False)
+            log.info(logfmt("watch", kind=kind, listed=len(items)))
+            self.report(kind, "")
+
+    def observe(self, kind: str, item: dict[str, Any], gone: bool) -> None:
+        """Take one object as it is now, or as it was when it went."""
+        with self.lock:
+            name, now = item["metadata"]["name"], Seen.of({"kind": kind, **item})
+            if not name.startswith("mysql-"):
+                return
+            database = self.databases.setdefault(name, Database(self.lock, name))
+            before = database.objects.get(kind, now)
+            if not gone:
+                database.requested_by = None if not database.work else database.requested_by
+                # What was deleted from here stays so; a watch may show it alive for a moment.
+                database.objects[kind] = now._replace(leaving=now.leaving or before.leaving and before.uid == now.uid)
+            elif before.uid == now.uid:
+                database.objects.pop(kind, None)
+            database.changed.notify_all()
+            self.forget(database)
+
+    # -- groups: one kubectl for all who wait
+
+    def create_group(self, group: list[Database]) -> dict[str, ApiError]:
+        """Create what many users' sets lack with one kubectl."""
+        wanted: list[tuple[Database, dict[str, Any]]] = []
+        passwords = []
+        with self.lock:
+            for database in group:
+                objects, (user_id, client) = database.objects, database.requested_by or ("", "")
+                restored = "StatefulSet" in objects and self.restorable(database)
+                passwords.append(database.password if restored else secrets.token_hex(16))
+                values = {"name": database.name, "slug": slug(user_id), "user_id": user_id, "client": client,
+                          "password": passwords[-1], "now": rfc3339(time.time())}
+                for item in self.template.fill(values):
+                    if item["kind"] == "Secret" and "StatefulSet" in objects:
+                        if not restored:
+                            continue  # A new password beside a database that started with another one would be refused by it.
+                        item["metadata"]["annotations"][RESTORED] = objects["StatefulSet"].uid
+                    if item["kind"] not in objects:
+                        wanted.append((database, item))
+        if not wanted:
+            return {}
+        made: set[str] = set()
+        try:
+            for line in self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", hide=passwords, stdin=listed(
+                    [item for _, item in wanted])):
+                made.add(line.decode().strip())
+            return {}
+        except KubectlError as error:
+            # kubectl prints the objects that it made and, in the order of the rest, an error for each.
+            failed = [(database, item) for database, item in wanted if f"{KINDS[item['kind']]}/{database.name}" not in made]
+            errors = error.each(len(failed))
+        failures: dict[str, ApiError] = {}
+        for (database, _), failure in zip(failed, errors):
+            if failure.reason != "exists":
+                failures.setdefault(database.name, failure)
+        taken = [(database, item["kind"]) for (database, item), failure in zip(failed, errors) if failure.reason == "exists"]
+        # Another server's, which the watch is about to show; or somebody's who does not know of us.
+        try:
+            strangers = self.strangers(taken)
+        except KubectlError as error:
+            return {**{database.name: error for database, _ in taken}, **failures}
+        for database in strangers:
+            failures[database.name] = ApiError(409, f"the cluster has an object named {database.name} that is not a database of this "
+                                               "playground: use another user_id, or ask the maintainer to rename it")
+        # What was made new beside a stranger's object is no use to anybody.
+        if useless := [database for database in strangers if [whose for whose, _ in wanted].count(database) == len(KINDS)]:
+            with contextlib.suppress(KubectlError):
+                self.delete_group(useless)
+        return failures
+
+    def strangers(self, taken: list[tuple[Database, str]]) -> list[Database]:
+        """Return the databases of which one of these kinds exists, by its name, without our labels. Raises KubectlError."""
+        if not taken:
+            return []
+        ours = self.read([database for database, _ in taken])
+        doubtful = [(database, kind) for database, kind in taken if kind not in ours[database.name]]
+        there: set[str] = set()
+        if doubtful:  # It may have been deleted meanwhile.
+            there = {line.decode().strip() for line in self.kubectl(
+                "get", *(f"{KINDS[kind]}/{database.name}" for database, kind in doubtful), "--ignore-not-found", "-o", "name")}
+        return list(dict.fromkeys(database for database, kind in doubtful if f"{KINDS[kind]}/{database.name}" in there))
+
+    def read(self, group: list[Database]) -> dict[str, dict[str, dict[str, Any]]]:
+        """Read these users' objects from the cluster, StatefulSets first; return them by name and kind. Raises KubectlError."""
+        with self.lock:
+            known = {database.name: database.uids() for database in group}
+        listing = b"".join(self.kubectl("get", ",".join(reversed(KINDS.values())), "-l", in_users(group), "-o", "json"))
+        found: dict[str, dict[str, dict[str, Any]]] = {database.name: {} for database in group}
+        with self.lock:
+            for item in json.loads(listing)["items"]:
+                if item["metadata"]["name"] in found:
+                    found[item["metadata"]["name"]][item["kind"]] = item
+            for database in group:
+                for kind in KINDS:
+                    item, uid = found[database.name].get(kind), known[database.name].get(kind)
+                    # What the watches showed meanwhile is newer.
+                    if database.uids().get(kind) == uid and (item["metadata"]["uid"] if item else None) != uid:
+                        if item:
+                            self.observe(kind, item, False)
+                        else:
+                            del database.objects[kind]
+        return found
+
+    def confirm_group(self, group: list[Database]) -> dict[str, ApiError]:
+        """Read whole sets back, with their passwords; remove those whose password is lost."""
+        failures: dict[str, ApiError] = {}
+        lost = []
+        found = self.read(group)
+        with self.lock:
+            for database in group:
+                items = found[database.name]
+                secret, service, stateful_set = (items.get(kind, {}) for kind in KINDS)
+                if stateful_set and not secret:
+                    lost.append(database)
+                elif len(items) == len(KINDS):
+                    created = [item["metadata"]["creationTimestamp"] for item in (stateful_set, secret)]
+                    password = decoded((secret.get("data") or {}).get("password", ""))
+                    restored_for = (secret["metadata"].get("annotations") or {}).get(RESTORED)
+                    replaced = created[1] > created[0] and restored_for != stateful_set["metadata"]["uid"]
+                    if replaced or not PASSWORD.fullmatch(password):
+                        failures[database.name] = ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have "
+                                                           "another password: delete_db and create_db make it anew, without its data")
+                        continue
+                    host = service["spec"].get("clusterIP", "")
+                    if not re.fullmatch(r"[0-9.]+", host):  # SQLFlow takes no IPv6 address, and a headless Service has none.
+                        host = f"{database.name}.{self.kubectl.namespace}.svc"
+                    database.confirmed = {kind: Seen.of({"kind": kind, **item}).edition for kind, item in items.items()}
+                    database.password = password
+                    database.data_source = f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0"
+            lost = [database for database in lost if not database.leaving() and "Secret" not in database.objects
+                    and database.uids().get("StatefulSet") == found[database.name]["StatefulSet"]["metadata"]["uid"]]
+        for database in lost:
+            try:
+                self.give_up(database)
+            except ApiError as error:
+                failures[database.name] = error
+        return failures
+
+    def give_up(self, database: Database) -> None:
+        """Delete the StatefulSet whose Secret, and the password with it, is gone for good. Raises ApiError 409 or KubectlError."""
+        # By its name, as it may have lost no more than its labels.
+        if b"".join(self.kubectl("get", f"{KINDS['Secret']}/{database.name}", "--ignore-not-found", "-o", "name")):
+            raise ApiError(409, f"the Secret {database.name} lacks the labels of this playground: the maintainer must label it again")
+        with self.lock:
+            item = database.objects.get("StatefulSet")
+        if not item:
+            return
+        log.warning(logfmt("remake", user=item.user_id, client=item.client, uid=item.uid,
+                           reason="its Secret was deleted: the database and its data go too"))
+        # By its uid: one that was made anew meanwhile, with a Secret of its own, stays.
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": item.uid}}
+        path = f"{PATHS['StatefulSet'].format(self.kubectl.namespace)}/{database.name}"
+        b"".join(self.kubectl("delete", "--raw", path, "-f", "-", stdin=json.dumps(options).encode()))
+        with self.lock:
+            self.mark_leaving(database, {item.uid})
+            database.note_for = item.user_id, item.client
+
+    def mark_leaving(self, database: Database, uids: set[str]) -> None:
+        """Note what was deleted from here; a watch may show it alive for a moment."""
+        database.objects = {kind: item._replace(leaving=item.leaving or item.uid in uids) for kind, item in database.objects.items()}
+        database.changed.notify_all()
+
+    def delete_group(self, group: list[Database]) -> dict[str, ApiError]:
+        """Delete many users' objects that carry our labels, StatefulSets first, with one kubectl."""
+        with self.lock:
+            known = {database.name: database.uids() for database in group}
+        deleted = {line.decode().strip() for line in self.kubectl("delete", ",".join(reversed(KINDS.values())), "-l", in_users(group),
+                                                                  "--wait=false", "--ignore-not-found", "-o", "name")}
+        with self.lock:
+            for database in group:
+                self.mark_leaving(database, {uid for kind, uid in known[database.name].items()
+                                             if f"{KINDS[kind]}/{database.name}" in deleted})
+        return {}
+
+    def explain_group(self, group: list[Database]) -> dict[str, ApiError]:
+        """Find out why these users' databases are not ready, with one read of pods and one of events."""
+        reasons: dict[str, ApiError] = {}
+        path = f"/api/v1/namespaces/{self.kubectl.namespace}/"
+
+        def get(resource: str) -> list[dict[str, Any]]:
+            answer = b"".join(self.kubectl("get", "--raw", path + resource, seconds=REASON_SECONDS / 2))
+            items: list[dict[str, Any]] = json.loads(answer)["items"]
+            return items
+        with contextlib.suppress(KubectlError, ValueError, LookupError):
+            for pod in get(f"pods?labelSelector={urllib.parse.quote(in_users(group))}"):
+                reasons["mysql-" + pod["metadata"]["labels"][USER]] = NotReady(503, pod_reason(pod), Retry_After="10")
+            if len(reasons) < len(group):
+                for event in get("events?fieldSelector=involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"):
+                    if "exceeded quota" in event.get("message", ""):
+                        reason = NotReady(429, REASONS["quota"][1], Retry_After="60")
+                    else:
+                        reason = NotReady(503, "the cluster refuses the database's pod: its maintainer finds why with kubectl get events",
+                                          Retry_After="30")
+                    reasons.setdefault(event["involvedObject"]["name"], reason)
+        unknown = NotReady(503, "the database is not ready yet: ask again, its creation goes on", Retry_After="2")
+        return {database.name: reasons.get(database.name, unknown) for database in group}
+
+    def check_template(self) -> None:
+        """Have the API server validate the template once: a misspelt field passes in create_group, which skips that for speed."""
+        with self.lock:
+            self.synchronised.wait_for(lambda: self.unknown <= {"template"})
+        manifest = listed(self.template.fill({**EXAMPLE, "now": rfc3339(0)}))
+        while "template" in self.unknown:
+            try:
+                b"".join(self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true", stdin=manifest))
+                self.report("template", "")
+            except KubectlError as error:
+                # A right or room that is lacking may come, and each create_db tells; a wrong template stays wrong.
+                passing = error.reason in ("quota", "forbidden", "exists")
+                self.report("template", "" if passing else "template" if error.reason == "invalid" else error.reason)
+                log.error(logfmt("template", path=self.template.path, error=error))
+                time.sleep(WATCH_SECONDS if error.reason == "invalid" else WATCH_PAUSES_SECONDS[1])
+
+
+def listed(items: list[dict[str, Any]]) -> bytes:
+    """Return objects as one List for kubectl's stdin."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
+
+
+def in_users(group: list[Database]) -> str:
+    """Return the label selector of these databases' objects and pods."""
+    return f"{SELECTOR},{USER} in ({','.join(database.name[len('mysql-'):] for database in group)})"
+
+
+def decoded(data: str) -> str:
+    """Decode a Secret's value; empty if it is none of ours."""
+    try:
+        return base64.b64decode(data).decode("ascii")
+    except ValueError:
+        return ""
+
+
+def pod_reason(pod: dict[str, Any]) -> str:
+    """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
+    status = pod.get("status", {})
+    reasons = [condition.get("reason", "") for condition in status.get("conditions", []) if condition["type"] == "PodScheduled"]
+    reasons += [container.get("state", {}).get("waiting", {}).get("reason", "") for container in status.get("containerStatuses", [])]
+    reason = next((reason for reason in reasons if reason not in ("", "ContainerCreating", "PodInitializing")), "")
+    if reason == "Unschedulable":
+        return "the database is not ready, since no node of the cluster has room for it (Unschedulable): ask again later"
+    if reason:
+        return f"the database is not ready, since its container does not start ({reason}): its maintainer finds why with kubectl describe"
+    return "the database is starting: ask again, its creation goes on"
+
+
+# ---- Templates ----------------------------------------------------------------------------------------
+
+PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
+PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
+# Values no user can have, with which a template is tried.
+EXAMPLE = {"name": "mysql-example--000000000000", "slug": "example--000000000000", "user_id": "an example", "client": "a client",
+           "password": "0" * 32, "now": "a time"}
+
+
+def lacks(expected: dict[str, Any], found: Any, path: str = "") -> Iterator[str]:
+    """Yield what of a nested dictionary is not found in another, as path: value."""
+    for key, value in expected.items():
+        inner = found.get(key) if isinstance(found, dict) else None
+        if isinstance(value, dict):
+            yield from lacks(value, inner, f"{path}{key}: ")
+        elif inner != value:
+            yield f"{path}{key}: {value}"
+
+
+class Template:
+    """The Kubernetes objects of one database, with ${placeholders} in their values."""
+
+    def __init__(self, path: str) -> None:
+        """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
+        self.path = path
+        try:
+            with open(path, encoding="utf-8") as file:
+                self.objects: list[dict[str, Any]] = [item for item in yaml.safe_load_all(file) if item is not None]
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
+        kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
+        if sorted(map(str, kinds)) != sorted(KINDS):
+            raise ValueError(f"must hold one {', one '.join(KINDS)} and nothing else, but holds {', '.join(map(str, kinds)) or 'nothing'}")
+        self.objects.sort(key=lambda item: list(KINDS).index(item["kind"]))
+        labels = {**OURS, USER: "${slug}"}
+        metadata = {"name": "${name}", "labels": labels, "annotations": {USER_ID: "${user_id}", CLIENT: "${client}"}}
+        more: dict[str, Any] = {
+            "Secret": {"stringData": {"password": "${password}"}}, "Service": {"spec": {"selector": labels}},
+            "StatefulSet": {"metadata": {"annotations": {LAST_BEAT: "${now}"}},
+                            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}}}}}
+        for item in self.objects:
+            for lack in (*lacks({"metadata": metadata}, item), *lacks(more[item["kind"]], item)):
+                raise ValueError(f"lacks in its {item['kind']}: {lack}")
+        try:
+            json.dumps(self.fill(EXAMPLE), allow_nan=False)
+        except KeyError as error:
+            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are {', '.join(EXAMPLE)}") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"has a value that JSON does not know, such as a date without quotes: {error}") from error
+
+    def fill(self, values: dict[str, str]) -> list[dict[str, Any]]:
+        """Return the objects with their placeholders filled in. Raises KeyError for one that is not among the values."""
+        def filled(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: filled(inner) for key, inner in value.items()}
+            if isinstance(value, list):
+                return [filled(inner) for inner in value]
+            return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
+        objects: list[dict[str, Any]] = filled(self.objects)
+        return objects
+
+
+# ---- kubectl ------------------------------------------------------------------------------------------
+
+# Reasons for which kubectl fails: how its words show it (the first that fits), and what a client is
+# told. kubectl's own words go to the log only.
+REASONS: dict[str, tuple[str, str, int]] = {
+    "quota": (r"exceeded quota", "the cluster's quota is used up: ask again when others have left, or ask the maintainer for more", 429),
+    "exists": (r"\(AlreadyExists\)", "the object exists already", 409),
+    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|TLS handshake timeout|"
+                    r"deadline exceeded|no such host|no route to host|connection reset|: EOF|stream error|x509:|failed to download openapi|"
+                    r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
+                    "the cluster does not answer: ask again", 503),
+    "invalid": (r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
+                "the cluster refuses the database's objects as invalid: its maintainer must correct the template", 502),
+    "forbidden": (r"\((Forbidden|Unauthorized)\)|must be logged in", "this server lacks a right in the cluster: "
+                  "its maintainer must grant it", 502),
+    "not found": (r"\(NotFound\)", "the server's namespace is not in the cluster: its maintainer must create it", 502),
+    "expired": (r"\((Expired|Gone)\)", "the cluster's history is being read anew: ask again", 503),
+    "starting": (r"(?!)", "this server does not know the cluster yet: ask again", 503),
+    "template": (r"(?!)", "the cluster refuses this server's template: its maintainer must correct it, and start the server again", 502),
+    "timeout": (r"(?!)", "the cluster does not answer in time: ask again", 503),
+    "missing": (r"(?!)", "this server cannot run kubectl: its maintainer must see to it", 503),
+    "failed": (r"", "the cluster failed to do this: its maintainer's log says why", 502),
+}
+
+
+class KubectlError(ApiError):
+    """A kubectl that failed: the reason, one of REASONS, and its own words, for the log only."""
+
+    def __init__(self, reason: str, words: str = "") -> None:
+        _, message, status = REASONS[reason]
+        super().__init__(status, message, **({"Retry_After": "60" if status == 429 else "5"} if status in (429, 503) else {}))
+        self.reason, self.words = reason, words
+
+    def __str__(self) -> str:
+        return self.words or self.message
+
+    def each(self, count: int) -> list[KubectlError]:
+        """Return an error for each of so many objects that kubectl could not create, in their order."""
+        parts = [part for part in re.split(r"^(?=Error from server|error: |The \w+ \")", self.words, flags=re.M)
+                 if part.startswith(("Error from server", "error: ", "The "))]
+        if len(parts) == count:
+            return [KubectlError(why(part), part) for part in parts]
+        # Nothing was sent to the server, or whose is whose is not known: then all may ask again.
+        return [self if len(parts) < 2 and self.reason not in ("exists", "quota") else KubectlError("unreachable", self.words)] * count
+
+
+def why(words: str) -> str:
+    """Return the reason, of REASONS, that kubectl's words show."""
+    return next(reason for reason, (pattern, _, _) in REASONS.items() if re.search(pattern, words))
+
+
+def strike_out(words: str, passwords: Sequence[str]) -> str:
+    """Return the words without any piece of four or more characters of a password or of its base64 forms.
+
+    The API server quotes objects in some errors, cut anywhere.
+    """
+    forms = [form for password in passwords for form in (
+        password, *(base64.b64encode(b"\0" * shift + password.encode()).decode()[2 * shift:] for shift in range(3)))]
+    pieces = {form[start:start + 4] for form in forms for start in range(len(form) - 3)}
+    return re.sub(r"[A-Za-z0-9_+/=-]{4,}", lambda match: "***" if any(
+        match[0][start:start + 4] in pieces for start in range(len(match[0]) - 3)) else match[0], words)
+
+
+class Kubectl:
+    """Runs kubectl on one namespace."""
+
+    def __init__(self, path: str, context: str, namespace: str) -> None:
+        self.namespace = namespace
+        self.command = [path, *([f"--context={context}"] if context else [])]
+        # Linux can end a child with its parent, however that ends. setpriv comes with Debian; without
+        # it, a watch ends at its next line, and any kubectl at its own time limit.
+        setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "KILL"]
+        if setpriv[0] and subprocess.run([*setpriv, "true"], capture_output=True).returncode == 0:
+            self.command = [*setpriv, *self.command]
+        self.lock = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End every kubectl, and start none any more."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running:
+                kill(process)
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS, hide: Sequence[str] = ()) -> Iterator[bytes]:
+        """Run kubectl and yield the lines it prints, as they come.
+
+        `seconds` is its time limit and `hide` the passwords that its words must not show. Raises
+        KubectlError when it fails or the time is up. Every kubectl of this server runs here.
+        """
+        started, outcome, said = time.monotonic(), "ok", ""
+        try:
+            with tempfile.TemporaryFile() as words, self.start(arguments, words) as process:
+                killer = threading.Timer(seconds, kill, [process])
+                killer.daemon = True
+                try:
+                    killer.start()
+                    assert process.stdin and process.stdout
+                    with contextlib.suppress(BrokenPipeError), process.stdin:
+                        process.stdin.write(stdin)  # kubectl reads it whole before it prints.
+                    yield from process.stdout
+                    if process.wait():
+                        words.seek(0)
+                        # Newer kubectls repeat in klog's format, five times, that they cannot connect.
+                        said = "".join(line for line in words.read().decode(errors="replace").splitlines(True) if "memcache.go" not in line)
+                        killed, missing = process.returncode < 0, process.returncode in (126, 127)
+                        outcome = "timeout" if killed else "missing" if missing else why(said)
+                finally:
+                    killer.cancel()
+                    kill(process)
+                    with self.lock:
+                        self.running.discard(process)
+        except (OSError, RuntimeError) as error:  # No process, thread, file or memory to be had.
+            outcome, said = "missing", str(error)
+        said = strike_out(said, hide)
+        log.info(logfmt("kubectl", verb=arguments[0], outcome=outcome, ms=(time.monotonic() - started) * 1000,
+                        **({"said": said} if said else {})))
+        if outcome != "ok":
+            raise KubectlError(outcome, said)
+
+    def start(self, arguments: Sequence[str], words: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start kubectl, its own words going to a file. Raises OSError if it cannot be started."""
+        command = [*self.command, *([f"--namespace={self.namespace}"] if self.namespace else []), *arguments]
+        with self.lock:
+            if self.stopped:
+                raise OSError("this server is stopping")
+            # A group of its own, so that it ends together with the credential helpers it may start.
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, start_new_session=True)
+            self.running.add(process)
+            return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process's group, unless the process was waited for and its number may be another's."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+# ---- The command line ---------------------------------------------------------------------------------
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line; dashes in the options' names work for underscores."""
+    parser = argparse.ArgumentParser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a database "
+                                     "in its Kubernetes cluster, over mutual TLS.")
+
+    def option(name: str, default: Any, text: str, **more: Any) -> None:
+        shown = "kubectl's own" if default == "" else default
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, default=default, help=f"{text} (default: {shown})", **more)
+
+    option("host", "0.0.0.0", "address to listen on; :: for IPv6")
+    option("port", 50052, "TCP port to listen on; 0 for any free one", type=int)
+    option("ca_crt", "key_store/ca/ca.crt", "PEM file: the CA whose clients are let in")
+    option("server_key", "key_store/server/server.key", "PEM file: this server's private key, not encrypted")
+    option("server_crt", "key_store/server/server.crt", "PEM file: this server's certificate")
+    option("namespace", "", "namespace for the databases")
+    option("context", "", "context of the kubeconfig")
+    option("kubectl", "kubectl", "kubectl program, 1.20 or later")
+    option("templates", os.path.join(os.path.dirname(os.path.abspath(__file__)), "k8s_templates"), "folder of the templates")
+    option("db_template", "mysql.yaml", "template of a database, in that folder")
+    option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
+    option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(arguments)
+
+
+def refuse(what: str, remedy: str) -> NoReturn:
+    """Say in one line why the server does not start and what to do, and exit with 2."""
+    print(f"sqlflow_playground: {what}: {remedy}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def check_tls(options: argparse.Namespace) -> None:
+    """Exit naming the file at fault if the TLS files named on the command line cannot be used."""
+    for name in ("ca_crt", "server_key", "server_crt"):
+        path = getattr(options, name)
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+        except OSError as error:
+            refuse(f"--{name} {path} cannot be read ({error.strerror})", "make it with gen_cert.sh server, or name another file")
+        if b"-----BEGIN " not in content:
+            refuse(f"--{name} {path} is no PEM file", "name a file that begins with -----BEGIN")
+    try:
+        tls_context(options.ca_crt, options.server_crt, options.server_key)
+    except (OSError, ValueError) as error:
+        files = f"--server_key {options.server_key} and --server_crt {options.server_crt}"
+        if getattr(error, "reason", "") in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            refuse(f"{files} do not belong together", "name the key that the certificate was made for")
+        with contextlib.suppress(OSError):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(options.ca_crt)
+            refuse(f"{files} cannot be used ({error})", "expected a private key without a password, and its certificate")
+        refuse(f"--ca_crt {options.ca_crt} holds no certificate that can be used ({error})", "name the CA's certificate in PEM")
+
+
+def find_namespace(options: argparse.Namespace) -> str:
+    """Return the namespace that kubectl itself would use, or exit saying why there is none."""
+    inside = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+    namespace: str = options.namespace
+    try:
+        if not namespace:
+            namespace = b"".join(Kubectl(options.kubectl, options.context, "")(
+                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}", seconds=5)).decode()
+    except KubectlError as error:
+        if options.context or "current-context must exist" not in error.words:  # There is none in a pod, which is no error.
+            words = " ".join(error.words.split()) or error.reason
+            refuse(f"kubectl config view failed ({words})", "give --namespace, and a --context that kubectl knows")
+    if not namespace and os.path.exists(inside):
+        with open(inside, encoding="utf-8") as file:
+            namespace = file.read().strip()
+    namespace = namespace or "default"
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", namespace):
+        refuse(f"--namespace {namespace!r} is no namespace", "expected up to 63 lower-case letters, digits and dashes")
+    return namespace
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server until SIGTERM or SIGINT; return its exit status. Exits with 2 if it cannot start."""
+    options = parse_arguments(arguments)
+    path = os.path.join(options.templates, options.db_template)
+    try:
+        template = Template(path)
+    except OSError as error:
+        refuse(f"the template {path} cannot be read ({error.strerror})", "name its folder with --templates and its name with --db_template")
+    except ValueError as error:
+        refuse(f"the template {path} {error}", "compare it with k8s_templates/mysql.yaml")
+    check_tls(options)
+    program = shutil.which(options.kubectl)
+    if not program:
+        refuse(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
+    options.kubectl = program
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))
+    except (OSError, ValueError):
+        refuse(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}")
+    kubectl = Kubectl(options.kubectl, options.context, find_namespace(options))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s level=%(levelname)s %(message)s",
+                        datefmt="%Y-%m-%dT%H:%M:%SZ")
+    logging.Formatter.converter = time.gmtime
+    cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client)
+    try:
+        server = Server((options.host, options.port), lambda: tls_context(options.ca_crt, options.server_crt, options.server_key), cluster)
+    except (OSError, OverflowError) as error:
+        refuse(f"cannot listen on --host {options.host} --port {options.port} ({error})", "name an address of this machine and a free port")
+    stop = threading.Event()
+
+    def caught(number: int, _: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
+    signal.signal(signal.SIGTERM, caught)
+    signal.signal(signal.SIGINT, caught)
+    cluster.start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
+    log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
+                    context=options.context or "current", namespace=kubectl.namespace, template=path))
+    stop.wait()
+    log.info(logfmt("stop", seconds=STOP_SECONDS))
+    server.stop()
+    kubectl.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,986 @@
+"""Tests of the SQLFlow Playground Server, seen from outside: real processes, certificates, kubectl and API server.
+
+PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a cluster whose pods become ready (a namespace is
+made there and removed at the end); without it the tests that need a cluster are skipped, by name.
+PLAYGROUND_TEST_KUBECTL is the server's kubectl, if it is not to be the one on the PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+import yaml
+
+import playground
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
+KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
+DATA_SOURCE = re.compile(r"^(\w+)://(.*):(.*)@tcp\(([.a-zA-Z0-9\-]*):?([0-9]*)\)/(\w*)(\?.*)?$")  # SQLFlow's own
+PATIENCE_SECONDS = 60.0  # Generous: machines are slow at times. No test waits for it unless it fails.
+
+folder = ""  # Of this run: certificates, kubeconfigs, stand-ins for kubectl, logs.
+namespace = f"playground-test-{os.getpid()}"
+
+
+def setUpModule() -> None:
+    global folder
+    folder = tempfile.mkdtemp(prefix="playground-test-")
+    unittest.addModuleCleanup(shutil.rmtree, folder)
+    for name in ("server", "alice", "bob"):
+        gen_cert(name)
+    with open(path("dead.kubeconfig"), "w", encoding="utf-8") as file:  # Nothing listens on port 1.
+        yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "dead",
+                        "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
+                        "users": [{"name": "dead", "user": {"token": "none"}}],
+                        "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}]}, file)
+    if KUBECONFIG:
+        kubectl("create", "namespace", namespace)
+        unittest.addModuleCleanup(kubectl, "delete", "namespace", namespace, "--wait=false")
+
+
+def path(*names: str) -> str:
+    return os.path.join(folder, *names)
+
+
+def gen_cert(*arguments: str, store: str = "key_store", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([os.path.join(HERE, "gen_cert.sh"), *arguments], capture_output=True, text=True,
+                          env={**os.environ, "KEY_STORE": path(store), **environment})
+
+
+def kubectl(*arguments: str, stdin: str = "") -> str:
+    return subprocess.run(["kubectl", f"--kubeconfig={KUBECONFIG}", f"--namespace={namespace}", *arguments],
+                          input=stdin, capture_output=True, text=True, check=True).stdout
+
+
+def eventually(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
+        time.sleep(0.02)
+
+
+def template(name: str, **changes: Any) -> list[str]:
+    """Write a changed copy of mysql.yaml; return the options that name it. A change is a function of the three objects."""
+    with open(os.path.join(HERE, "k8s_templates", "mysql.yaml"), encoding="utf-8") as file:
+        objects = {item["kind"]: item for item in yaml.safe_load_all(file)}
+    for kind, change in changes.items():
+        change(objects[kind])
+    with open(path(name), "w", encoding="utf-8") as file:
+        yaml.safe_dump_all(objects.values(), file)
+    return [f"--templates={folder}", f"--db_template={name}"]
+
+
+class Running:
+    """A server process on a free port. Its end must be clean, and its log without tracebacks, warnings and passwords."""
+
+    def __init__(self, *options: str, kubeconfig: str = "", program: tuple[str, ...] = (os.path.join(HERE, "playground.py"),)) -> None:
+        self.log_path = tempfile.mktemp(prefix="log-", dir=folder)
+        store = path("key_store")
+        command = [sys.executable, "-X", "dev", "-W", "error", *program, "--host=127.0.0.1", "--port=0", f"--ca_crt={store}/ca/ca.crt",
+                   f"--server_key={store}/server/server.key", f"--server_crt={store}/server/server.crt", f"--namespace={namespace}",
+                   f"--kubectl={KUBECTL}", *options]
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder,
+                                            env={**os.environ, "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")})
+        try:
+            eventually(lambda: self.lines("start ") or self.process.poll() is not None, "the server starts")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        started = self.lines("start ")
+        if not started:
+            raise AssertionError(f"the server ended: {self.log()}")
+        self.port = int(re.findall(r"port=(\d+)", started[0])[0])
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(PATIENCE_SECONDS)
+        if kind is None:
+            log = self.log()
+            assert code in (0, -signal.SIGKILL), f"exit status {code}: {log}"
+            for unwanted in ("Traceback", "Warning", "Exception ignored"):
+                assert unwanted not in log, log
+
+    def log(self) -> str:
+        with open(self.log_path, encoding="utf-8") as file:
+            return file.read()
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.log().splitlines() if text in line]
+
+    def kubectls(self) -> int:
+        return len(self.lines(" kubectl verb="))
+
+    def known(self) -> Running:
+        """Wait until the server knows the cluster."""
+        eventually(lambda: self.call("alice", "status")[1].get("cluster") == "ok", "the cluster is known")
+        return self
+
+    def children(self) -> list[int]:
+        return descendants(self.process.pid)
+
+    def connect(self, client: str = "alice") -> ssl.SSLSocket:
+        return tls(client).wrap_socket(socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS), server_hostname="localhost")
+
+    def call(self, client: str, api: str, user_id: str | None = None) -> tuple[int, Any, dict[str, str]]:
+        """Call an API with curl as the README says, with a POST where one is due; return status, answer, header fields."""
+        store, url = path("key_store"), f"https://localhost:{self.port}/api/{api}"
+        command = ["curl", "-sS", "-D", "-", "--max-time", "60", "--cacert", f"{store}/ca/ca.crt",
+                   "--cert", f"{store}/{client}/{client}.crt", "--key", f"{store}/{client}/{client}.key"]
+        if api in ("create_db", "delete_db"):
+            command += ["-d", json.dumps({"user_id": user_id})]
+        elif user_id is not None:
+            url += f"?user_id={user_id}"
+        result = subprocess.run([*command, url], capture_output=True, text=True, check=True)
+        head, _, body = result.stdout.replace("\r\n", "\n").partition("\n\n")
+        status, *fields = head.splitlines()
+        return int(status.split()[1]), json.loads(body), dict(field.lower().split(": ", 1) for field in fields)
+
+    def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
+        """Ask for many databases in the same moment, each on a connection that is open already."""
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(self.connect()) for _ in user_ids]
+            for connection, user_id in zip(connections, user_ids):
+                body = json.dumps({"user_id": user_id}).encode()
+                connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                                   b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answers = [receive_all(connection).partition(b"\r\n\r\n") for connection in connections]
+        return [(int(head.split()[1]), json.loads(content)) for head, _, content in answers]
+
+    def raw(self, request: bytes) -> bytes:
+        """Send bytes on a connection of its own; return all that comes back until the server closes it."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            return receive_all(connection)
+
+
+def receive_all(connection: ssl.SSLSocket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
+        while data := connection.recv(65536):
+            answer += data
+    return answer
+
+
+def tls(client: str) -> ssl.SSLContext:
+    store = path("key_store")
+    context = ssl.create_default_context(cafile=f"{store}/ca/ca.crt")
+    if client:
+        context.load_cert_chain(f"{store}/{client}/{client}.crt", f"{store}/{client}/{client}.key")
+    return context
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError), open(task, encoding="utf-8") as file:  # A thread may have ended meanwhile.
+            found += [int(child) for child in file.read().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
+def running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def objects_of(user_id: str) -> list[str]:
+    listing = kubectl("get", "statefulset,service,secret", "-l", f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
+    return listing.split()
+
+
+# ---- Certificates ------------------------------------------------------------------------------------
+
+
+class Certificates(unittest.TestCase):
+    def text(self, name: str) -> str:
+        file = path("key_store", name, f"{name}.crt")
+        return subprocess.run(["openssl", "x509", "-in", file, "-noout", "-text"], capture_output=True, text=True, check=True).stdout
+
+    def test_client_certificate_is_for_clients_only_and_carries_its_name(self) -> None:
+        text = self.text("alice")
+        for expected in ("Version: 3", "Subject: CN = alice\n", "prime256v1", "CA:FALSE", "TLS Web Client Authentication\n",
+                         "Digital Signature\n", "X509v3 Subject Key Identifier", "X509v3 Authority Key Identifier"):
+            self.assertIn(expected, text)
+
+    def test_server_certificate_names_localhost_this_host_and_what_was_given(self) -> None:
+        self.assertEqual(gen_cert("server", "play.example.org", "10.1.2.3", "fe80::1", "localhost", store="named").returncode, 0)
+        text = subprocess.run(["openssl", "x509", "-in", path("named/server/server.crt"), "-noout", "-text"],
+                              capture_output=True, text=True, check=True).stdout
+        self.assertIn("TLS Web Server Authentication\n", text)
+        for name in ("DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1", f"DNS:{os.uname().nodename}",
+                     "DNS:play.example.org", "IP Address:10.1.2.3", "IP Address:FE80:0:0:0:0:0:0:1"):
+            self.assertIn(name, text)
+        self.assertEqual(text.count("DNS:localhost"), 1)
+
+    def test_strict_verification_accepts_each_for_its_purpose_and_no_other(self) -> None:
+        for name, purpose, other in (("server", "sslserver", "sslclient"), ("alice", "sslclient", "sslserver")):
+            for wanted, status in ((purpose, 0), (other, 2)):
+                command = ["openssl", "verify", "-x509_strict", "-purpose", wanted, "-CAfile", path("key_store/ca/ca.crt"),
+                           path("key_store", name, f"{name}.crt")]
+                self.assertEqual(subprocess.run(command, capture_output=True).returncode, status, (name, wanted))
+
+    def test_keys_are_their_owners_alone_and_the_ca_travels_with_each(self) -> None:
+        for name in ("ca", "server", "alice"):
+            self.assertEqual(os.stat(path("key_store", name, f"{name}.key")).st_mode & 0o777, 0o600)
+        with open(path("key_store/ca/ca.crt"), "rb") as one, open(path("key_store/alice/ca.crt"), "rb") as other:
+            self.assertEqual(one.read(), other.read())
+
+    def test_nothing_is_overwritten(self) -> None:
+        before = self.text("alice")
+        result = gen_cert("alice")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("there already", result.stderr)
+        self.assertEqual(self.text("alice"), before)
+
+    def test_half_made_state_is_named_and_refused(self) -> None:
+        gen_cert("carol", store="half")
+        os.remove(path("half/carol/carol.key"))
+        result = gen_cert("carol", store="half")
+        self.assertEqual((result.returncode, "not its carol.key" in result.stderr), (2, True), result.stderr)
+        os.remove(path("half/ca/ca.key"))
+        result = gen_cert("dave", store="half")
+        self.assertEqual((result.returncode, "not its ca.key" in result.stderr), (2, True), result.stderr)
+        self.assertFalse(os.path.exists(path("half/dave")))
+
+    def test_names_that_are_no_plain_file_names_are_refused(self) -> None:
+        for name in ("ca", "..", "a/b", "-x", ".hidden", "a b", "x" * 65, "a\nb", "$(id)", ""):
+            result = gen_cert(name, store="refused")
+            self.assertEqual(result.returncode, 2, name)
+        self.assertEqual(gen_cert("server", "not a name", store="refused").returncode, 2)
+        self.assertFalse(os.path.exists(path("refused")))
+
+    def test_interrupted_run_leaves_nothing_half_made(self) -> None:
+        os.mkdir(path("slow"))
+        with open(path("slow/openssl"), "w", encoding="utf-8") as file:
+            file.write('#!/bin/sh\ncase "$1" in x509) sleep 60;; esac\nexec /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin openssl "$@"\n')
+        os.chmod(path("slow/openssl"), 0o755)
+        process = subprocess.Popen([os.path.join(HERE, "gen_cert.sh"), "eve"], start_new_session=True, stderr=subprocess.DEVNULL,
+                                   env={**os.environ, "KEY_STORE": path("slow_store"), "PATH": path("slow") + ":" + os.environ["PATH"]})
+        eventually(lambda: glob.glob(path("slow_store/.making.*/request")) or os.path.exists(path("slow_store/ca/ca.crt")), "it is at work")
+        os.killpg(process.pid, signal.SIGINT)
+        self.assertNotEqual(process.wait(PATIENCE_SECONDS), 0)
+        self.assertLessEqual(set(os.listdir(path("slow_store"))), {"ca"})
+        self.assertEqual(gen_cert("eve", store="slow_store").returncode, 0)
+
+    def test_last_lines_say_what_to_do_next(self) -> None:
+        output = gen_cert("frank").stdout
+        store = path("key_store/frank")
+        self.assertIn(f"curl --cacert {store}/ca.crt --cert {store}/frank.crt --key {store}/frank.key https://", output)
+        for variable in ("SQLFLOW_SERVER", "SQLFLOW_PLAYGROUND_USER_ID_ENV=SQLFLOW_USER_ID", "SQLFLOW_USER_ID", "SQLFLOW_PLAYGROUND_SERVRE",
+                         "SQLFLOW_PLAYGROUND_SERVER_CA", "SQLFLOW_PLAYGROUND_CLIENT_KEY", "SQLFLOW_PLAYGROUND_CLIENT_CERT"):
+            self.assertRegex(output, rf"(?m)^  {variable}\b")
+        self.assertIn("gen_cert.sh server [NAME-OR-IP...]", gen_cert("-h").stdout)
+
+    def test_missing_openssl_comes_with_its_install_command(self) -> None:
+        os.mkdir(path("bin"))
+        for tool in ("bash", "sed", "env", "mkdir"):
+            os.symlink(str(shutil.which(tool)), path("bin", tool))
+        result = gen_cert("gina", PATH=path("bin"))
+        self.assertEqual((result.returncode, "apt-get install openssl" in result.stderr), (2, True), result.stderr)
+
+
+# ---- What needs no cluster ----------------------------------------------------------------------------
+
+
+class Names(unittest.TestCase):
+    def test_each_id_has_a_name_of_its_own_that_kubernetes_takes(self) -> None:
+        ids = ["alice", "Alice", "ALICE", "a.b", "a-b", "a_b", "a--b", "a@b", "x" * 40, "x" * 41, "x" * 64, "小明", "小红", "é", "1", "A", "٣", "9-"]
+        slugs = [playground.slug(user_id) for user_id in ids]
+        self.assertEqual(len(set(slugs)), len(ids))
+        for name in slugs:
+            self.assertRegex(name, r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+        self.assertEqual(slugs[0], "alice")
+
+    def test_an_id_is_normalised_so_that_both_spellings_are_one_user(self) -> None:
+        self.assertEqual(playground.valid_user_id("e\u0301"), "\u00e9")
+
+    def test_password_pieces_are_struck_out_wherever_they_are_cut(self) -> None:
+        password = "0123456789abcdef0123456789abcdef"
+        encoded = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+        for words in (f'"{password}"', f'...|{password[5:20]}","port":3306', encoded, encoded[7:19]):
+            struck = playground.strike_out(words, [password])
+            self.assertIn("***", struck)
+            self.assertNotRegex(struck, r"[0-9a-f]{6}|[A-Za-z0-9]{8}")
+        self.assertEqual(playground.strike_out('secrets "mysql-alice" already exists', [password]), 'secrets "mysql-alice" already exists')
+
+
+class Errors(unittest.TestCase):
+    def test_each_object_gets_its_own_error_and_none_another_ones(self) -> None:
+        exists = 'Error from server (AlreadyExists): error when creating "STDIN": secrets "a" already exists\n'
+        broken = 'error: error when creating "STDIN": Post "https://x/api": EOF\n'
+        quota = 'Error from server (Forbidden): error when creating "STDIN": services "b" is forbidden: exceeded quota: q\n'
+
+        def reasons(words: str, count: int) -> list[str]:
+            return [error.reason for error in playground.KubectlError(playground.why(words), words).each(count)]
+        self.assertEqual(reasons(exists + broken + quota, 3), ["exists", "unreachable", "quota"])
+        self.assertEqual(reasons(exists + "something else\n", 3), ["unreachable"] * 3)
+        self.assertEqual(reasons(quota, 2), ["unreachable"] * 2)
+        self.assertEqual(reasons("The connection to the server x was refused\n", 3), ["unreachable"] * 3)
+        self.assertEqual(reasons('The Service "a" is invalid: spec.ports: Required value\n', 1), ["invalid"])
+
+
+class Start(unittest.TestCase):
+    def refused(self, *options: str, **environment: str) -> str:
+        command = [sys.executable, os.path.join(HERE, "playground.py"), "--host=127.0.0.1", "--port=0", f"--namespace={namespace}"]
+        for option in ("ca_crt=ca/ca.crt", "server_key=server/server.key", "server_crt=server/server.crt"):
+            command.append("--" + option.replace("=", "=" + path("key_store/")))
+        result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+                                env={**os.environ, "KUBECONFIG": path("dead.kubeconfig"), **environment})
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        return result.stderr
+
+    def test_each_tls_file_that_is_missing_unreadable_or_wrong_is_named_with_a_remedy(self) -> None:
+        with open(path("garbage"), "w", encoding="utf-8") as file:
+            file.write("-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")
+        subprocess.run(["openssl", "ec", "-in", path("key_store/server/server.key"), "-aes128", "-passout", "pass:x", "-out", path("locked")],
+                       check=True, capture_output=True)
+        for option in ("ca_crt", "server_key", "server_crt"):
+            for name, remedy in (("nowhere", "gen_cert.sh server"), ("", "gen_cert.sh server"), ("dead.kubeconfig", "-----BEGIN"), ("garbage", ":")):
+                with self.subTest(option=option, name=name):
+                    line = self.refused(f"--{option}={path(name)}")
+                    self.assertIn(f"--{option} {path(name)}", line)
+                    self.assertIn(remedy, line)
+        self.assertIn("do not belong together", self.refused(f"--server_key={path('key_store/alice/alice.key')}"))
+        self.assertIn("without a password", self.refused(f"--server_key={path('locked')}"))
+
+    def test_template_that_does_not_parse_or_lacks_a_placeholder_is_named(self) -> None:
+        def lacking(kind: str, change: Any, expected: str) -> None:
+            line = self.refused(*template("changed.yaml", **{kind: change}))
+            self.assertIn(expected, line)
+            self.assertIn(path("changed.yaml"), line)
+        lacking("Secret", lambda item: item["stringData"].clear(), "stringData: password: ${password}")
+        lacking("Service", lambda item: item["metadata"].update(name="mysql"), "metadata: name: ${name}")
+        lacking("StatefulSet", lambda item: item["metadata"]["annotations"].popitem(), "last-heart-beat: ${now}")
+        lacking("StatefulSet", lambda item: item["spec"]["template"]["metadata"].clear(), "spec: template: metadata: labels")
+        lacking("StatefulSet", lambda item: item["spec"].update(serviceName="${pasword}"), "unknown placeholder ${pasword}")
+        lacking("StatefulSet", lambda item: item.update(kind="Deployment"), "one StatefulSet")
+        with open(path("broken.yaml"), "w", encoding="utf-8") as file:
+            file.write("a: [")
+        self.assertIn("is not YAML", self.refused(f"--templates={folder}", "--db_template=broken.yaml"))
+        self.assertIn("cannot be read", self.refused(f"--templates={folder}", "--db_template=none.yaml"))
+
+    def test_missing_kubectl_and_port_in_use_are_named(self) -> None:
+        self.assertIn("install kubectl", self.refused("--kubectl=no-such-program"))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            self.assertIn(f"--port {port}", self.refused(f"--port={port}"))
+        self.assertIn("--context", self.refused("--namespace=", "--context=nowhere"))
+        self.assertIn("--namespace", self.refused("--namespace=Not_One"))
+
+    def test_help_gives_defaults_and_dashes_work_for_underscores(self) -> None:
+        output = subprocess.run([sys.executable, os.path.join(HERE, "playground.py"), "--help"], capture_output=True, text=True, check=True).stdout
+        self.assertIn("50052", output)
+        self.assertIn("cannot be read", self.refused("--ca-crt=nowhere"))
+
+
+class Wire(unittest.TestCase):
+    """The network and HTTP, at a server whose cluster does not answer."""
+
+    server: ClassVar[Running]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Running(kubeconfig=path("dead.kubeconfig"))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.__exit__(None)
+
+    def test_cluster_that_does_not_answer_is_503_to_what_needs_it_and_beats_are_200(self) -> None:
+        eventually(lambda: "does not answer" in self.server.call("alice", "status")[1]["cluster"], "the server has tried")
+        for api in ("create_db", "delete_db", "list_db"):
+            status, answer, headers = self.server.call("alice", api, None if api == "list_db" else "alice")
+            self.assertEqual((status, answer["error"]), (503, "the cluster does not answer: ask again"))
+            self.assertGreater(int(headers["retry-after"]), 0)
+        self.assertEqual(self.server.call("alice", "heart_beat", "alice")[:2], (200, {"user_id": "alice", "status": "unknown"}))
+
+    def test_stranger_without_a_certificate_of_our_ca_for_clients_is_refused(self) -> None:
+        gen_cert("alice", store="other_store")
+        other = tls("")
+        other.load_cert_chain(path("other_store/alice/alice.crt"), path("other_store/alice/alice.key"))
+        for name, context in (("none", tls("")), ("another CA's", other), ("the server's own", tls("server"))):
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                context.maximum_version = version
+                plain = socket.create_connection(("127.0.0.1", self.server.port))
+                with self.subTest(name, version=version), self.assertRaises((ssl.SSLError, ConnectionError)), \
+                        plain, context.wrap_socket(plain, server_hostname="localhost") as connection:
+                    connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")
+                    if not connection.recv(1):
+                        raise ConnectionError
+        eventually(lambda: len(self.server.lines("handshake outcome=refused")) >= 6, "the log says why")
+
+    def test_certificate_needs_exactly_one_common_name(self) -> None:
+        for subject, outcome in (("/O=nobody", False), ("/CN=one/CN=two", False), ("/O=class/CN=carol", True)):
+            command = ["openssl", "req", "-new", "-key", path("key_store/alice/alice.key"), "-subj", subject]
+            request = subprocess.run(command, capture_output=True, check=True).stdout
+            with open(path("named.crt"), "wb") as file:
+                file.write(subprocess.run(["openssl", "x509", "-req", "-CA", path("key_store/ca/ca.crt"), "-CAkey", path("key_store/ca/ca.key"),
+                                           "-set_serial", "7"], input=request, capture_output=True, check=True).stdout)
+            context = tls("")
+            context.load_cert_chain(path("named.crt"), path("key_store/alice/alice.key"))
+            with context.wrap_socket(socket.create_connection(("127.0.0.1", self.server.port)), server_hostname="localhost") as connection:
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                self.assertEqual(receive_all(connection).startswith(b"HTTP/1.1 200 "), outcome, subject)
+
+    def test_no_session_is_resumed_without_looking_at_the_certificate_again(self) -> None:
+        store = path("key_store/alice")
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{self.server.port}", "-CAfile", f"{store}/ca.crt", "-quiet", "-no_ign_eof"]
+        ask = b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        for version in ("-tls1_2", "-tls1_3"):
+            with_certificate = [*command[:-1], "-ign_eof", version, "-cert", f"{store}/alice.crt", "-key", f"{store}/alice.key",
+                                "-sess_out", path("session")]
+            self.assertIn(b"HTTP/1.1 200", subprocess.run(with_certificate, input=ask, capture_output=True, timeout=PATIENCE_SECONDS).stdout)
+            if os.path.exists(path("session")):
+                resumed = [*command[:-1], "-ign_eof", version, "-sess_in", path("session")]
+                self.assertNotIn(b"HTTP/1.1", subprocess.run(resumed, input=ask, capture_output=True, timeout=PATIENCE_SECONDS).stdout)
+
+    def test_silent_clients_keep_nobody_waiting(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(playground.MAX_HANDSHAKES + 50):
+                stack.enter_context(socket.create_connection(("127.0.0.1", self.server.port)))
+            started = time.monotonic()
+            self.assertEqual(self.server.call("alice", "status")[0], 200)
+            self.assertLess(time.monotonic() - started, playground.HANDSHAKE_SECONDS / 2)
+
+    def test_answers_are_json_and_say_nothing_of_the_server(self) -> None:
+        answer = self.server.raw(b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        self.assertEqual(json.loads(body)["version"], playground.__version__)
+        for field in (b"Content-Type: application/json", b"Cache-Control: no-store", b"X-Content-Type-Options: nosniff", b"Date: "):
+            self.assertIn(b"\r\n" + field, head)
+        self.assertNotRegex(head.lower(), b"server:|python|ssl")
+
+    def test_raw_requests_get_the_status_that_rfc_9112_gives_them(self) -> None:
+        good, line = b"Host: x\r\n\r\n", b"GET /api/status HTTP/1.1\r\n"
+        post, body = b"POST /api/create_db HTTP/1.1\r\nHost: x\r\n", b'{"user_id": "a"}'
+        length = b"Content-Length: %d\r\n" % len(body)
+        # What the API itself refuses leaves the connection open; the requests close it by a header field.
+        close = b"Connection: close\r\n"
+        fields = playground.MAX_HEADER_FIELDS - 2
+        filler = b"A: " + b"x" * (playground.MAX_HEAD_BYTES - len(line) - len(b"Host: x\r\n" + close + b"A: "))
+        path_of = b"/api/status?" + b"x" * (playground.MAX_REQUEST_LINE_BYTES - len(b"GET /api/status? HTTP/1.1"))
+        beat = b"GET /api/heart_beat?%s HTTP/1.1\r\n" + close + good
+        for status, request in (
+            (200, line + close + good), (200, b"\r\n" + line + close + good), (200, b"GET https://x:1/api/status HTTP/1.1\r\n" + close + good),
+            (200, b"GET /api/status HTTP/1.0\r\n\r\n"), (200, line + b"Host: [::1]:50052\r\n" + close + b"\r\n"),
+            (200, line + b"X:\tspaced \t\r\n" + close + good), (200, line + b"A: b\r\n" * fields + close + good),
+            (431, line + b"A: b\r\n" * (fields + 1) + close + good), (200, line + close + b"Host: x\r\n" + filler + b"\r\n\r\n"),
+            (431, line + close + b"Host: x\r\n" + filler + b"x\r\n\r\n"), (431, line + b"A: " + b"x" * 99999),
+            (400, b"GET %s HTTP/1.1\r\n" % path_of + close + good), (414, b"GET %sx HTTP/1.1\r\n" % path_of + close + good), (414, b"G" * 99999),
+            (400, b"GET /api/status\r\n\r\n"), (400, b"GET  /api/status HTTP/1.1\r\n" + good), (400, b"GET /api/status HTTP/1.1 \r\n" + good),
+            (400, b"get\t/api/status HTTP/1.1\r\n" + good), (400, b"GET /api/status http/1.1\r\n" + good), (400, b"GET /a b HTTP/1.1\r\n" + good),
+            (505, b"GET /api/status HTTP/2.0\r\n" + good), (400, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"), (400, b"GET / HTTP/11\r\n" + good),
+            (400, line + b"\r\n"), (400, line + b"Host: x\r\nHost: x\r\n\r\n"), (400, line + b"Host: a b\r\n\r\n"), (400, line + b"Host: x/y\r\n\r\n"),
+            (400, line + b"Host:\r\n\r\n"), (400, line + b" folded: x\r\n" + good), (400, line + b"A: b\r\n c\r\n" + good),
+            (400, line + b"A : b\r\n" + good), (400, line + b": b\r\n" + good), (400, line + b"A\r\n" + good), (400, line + b"A(: b\r\n" + good),
+            (400, line.replace(b"\r", b"") + good), (400, line + b"A: b\n" + good), (400, line + b"A: b\rc\r\n" + good),
+            (400, line + b"A: b\x00c\r\n" + good), (400, line + b"A: \x01\r\n" + good), (400, b"GET /api/status\x00 HTTP/1.1\r\n" + good),
+            (501, b"BREW /api/status HTTP/1.1\r\n" + good), (405, b"DELETE /api/status HTTP/1.1\r\n" + close + good),
+            (405, b"HEAD /api/status HTTP/1.1\r\n" + close + good), (405, b"OPTIONS /api/status HTTP/1.1\r\n" + close + good),
+            (404, b"OPTIONS * HTTP/1.1\r\n" + close + good), (404, b"GET / HTTP/1.1\r\n" + close + good),
+            (404, b"GET /api/ HTTP/1.1\r\n" + close + good), (404, b"GET /api/status/ HTTP/1.1\r\n" + close + good),
+            (404, b"GET /api/__init__ HTTP/1.1\r\n" + close + good), (405, b"GET /api/create_db HTTP/1.1\r\n" + close + good),
+            (411, post + b"\r\n"), (501, post + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            (501, post + length + b"Transfer-Encoding: identity\r\n\r\n" + body), (417, post + length + b"Expect: tea\r\n\r\n" + body),
+            *((400, post + b"Content-Length: %s\r\n\r\n" % value + body) for value in (
+                b"", b"+16", b"-1", b"1_6", b"16, 16", b"0x10", b"16.0", "١٦".encode(), b"9" * 30)),
+            (400, post + length + length + b"\r\n" + body), (413, post + b"Content-Length: %d\r\n\r\n" % (playground.MAX_BODY_BYTES + 1)),
+            (413, post + b"Content-Length: 999999\r\n\r\n" + b"x" * 999999),
+            *((400, post + close + b"Content-Length: %d\r\n\r\n" % len(text) + text) for text in (
+                b"", b"user_id=a", b"[]", b"null", b'"a"', b'{"user_id": "a"', b'{"user_id": 1}', b'{"user_id": ["a"]}', b'{"user_id": null}', b"{}",
+                b'{"user_id": "a", "user_id": "b"}', b'{"user_id": "a", "x": NaN}', b'{"user_id": "a", "image": "b"}', b"[" * 9999, b"{'user_id': 'a'}",
+                b'\xef\xbb\xbf{"user_id": "a"}', '{"user_id": "a"}'.encode("utf-16"), b'{"user_id": "\xff"}', b'{"user_id": "\\ud800"}',
+                b'{"user_id": ""}', b'{"user_id": "-a"}', b'{"user_id": ".a"}', b'{"user_id": "a b"}', b'{"user_id": "a/b"}',
+                b'{"user_id": "a\\u0000"}', b'{"user_id": "a\\n"}', '{"user_id": "²"}'.encode(), b'{"user_id": "%s"}' % (b"x" * 65),
+                b'{"user_id": "\\u0301a"}', b'{"user_id": "a$(id)"}', b'{"user_id": ' + b"9" * 9999 + b"}")),
+            (400, b"GET /api/status?x=1 HTTP/1.1\r\n" + close + good), (400, line + close + b"Content-Length: 1\r\n" + good + b"x"),
+            (400, b"POST /api/create_db?user_id=a HTTP/1.1\r\n" + close + length + good + body),
+            *((200, beat % query) for query in (b"user_id=a", b"user_id=%61", "user_id=王".encode(), b"user_id=%E7%8E%8B", b"user_id=a@b.c_d-e")),
+        ):
+            with self.subTest(request[:120]):
+                answer = self.server.raw(request)
+                self.assertEqual(answer[:12], b"HTTP/1.1 %d" % status, answer)
+                content = answer.partition(b"\r\n\r\n")[2]
+                if request.startswith(b"HEAD"):
+                    self.assertEqual(content, b"")
+                else:
+                    self.assertEqual("error" in json.loads(content), status != 200)
+
+    def test_refused_beat_is_held_back_so_that_a_loop_without_pause_stays_slow(self) -> None:
+        queries = (b"", b"user_id", b"user_id=", b"user_id=a&user_id=a", b"user_id=a&x=1", b"user_id=%zz", b"user_id=%ff", b"user_id=a+b", b"&user_id=a")
+
+        def beat(query: bytes) -> bytes:
+            return self.server.raw(b"GET /api/heart_beat?%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % query)
+        started = time.monotonic()
+        with ThreadPoolExecutor(len(queries)) as pool:
+            for query, answer in zip(queries, pool.map(beat, queries)):
+                self.assertEqual(answer[:12], b"HTTP/1.1 400", query)
+        self.assertGreaterEqual(time.monotonic() - started, playground.REFUSED_BEAT_SECONDS)
+
+    def test_content_type_decides_nothing_and_connections_are_kept(self) -> None:
+        connection = http.client.HTTPSConnection("localhost", self.server.port, context=tls("alice"), timeout=PATIENCE_SECONDS)
+        with contextlib.closing(connection):
+            for kind in ("application/x-www-form-urlencoded", "application/json", "text/plain"):
+                connection.request("POST", "/api/delete_db", '{"user_id": "a"}', {"Content-Type": kind})
+                response = connection.getresponse()
+                self.assertEqual(response.status, 503, response.read())
+                response.read()
+            socket_used = connection.sock
+            connection.request("GET", "/api/status")
+            self.assertEqual(connection.getresponse().status, 200)
+            self.assertIs(connection.sock, socket_used)
+
+    def test_requests_sent_ahead_are_answered_in_order_and_none_follows_a_framing_error(self) -> None:
+        status = b"GET /api/status HTTP/1.1\r\nHost: x\r\n"
+        answers = self.server.raw(status + b"\r\n" + status + b"\r\nGET /api/none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"200", b"200", b"404"])
+        answers = self.server.raw(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n" + status + b"\r\n")
+        self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"400"])
+
+    def test_expecting_client_is_told_to_go_on(self) -> None:
+        with self.server.connect() as connection:
+            connection.sendall(b"POST /api/delete_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nExpect: 100-continue\r\n\r\n")
+            self.assertEqual(connection.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.sendall(b'{"user_id": "a"}')
+            self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 503"))
+
+    def test_a_byte_a_second_ends_at_the_deadline(self) -> None:
+        requests = (b"GET /api/status HTTP/1.1\r\n", b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n")
+
+        def trickle(start: bytes) -> bytes:
+            with self.server.connect() as connection:
+                connection.sendall(start)
+                with contextlib.suppress(OSError):
+                    for _ in range(int(playground.HEAD_SECONDS) + 5):
+                        connection.settimeout(1)
+                        with contextlib.suppress(socket.timeout):
+                            return connection.recv(1000)
+                        connection.sendall(b"x")
+            return b""
+        with ThreadPoolExecutor(2) as pool:
+            for answer in pool.map(trickle, requests):
+                self.assertEqual(answer[:12], b"HTTP/1.1 408")
+
+
+class Ending(unittest.TestCase):
+    def test_sigterm_and_ctrl_c_end_it_with_its_kubectls(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Running(*hanging(), kubeconfig=path("dead.kubeconfig")) as server:
+                eventually(lambda server=server: len(server.children()) >= 3, "the watches run")
+                children = server.children()
+                with server.connect() as connection:  # Idle: it is closed at once.
+                    server.process.send_signal(number)
+                    self.assertEqual(server.process.wait(PATIENCE_SECONDS), 0)
+                    self.assertEqual(receive_all(connection), b"")
+                eventually(lambda children=children: not any(map(running, children)), "its kubectls have ended")
+
+    @unittest.skipUnless(shutil.which("setpriv"), "setpriv is missing: kubectls end with their next output or time limit")
+    def test_kill_9_ends_its_kubectls_too(self) -> None:
+        with Running(*hanging(), kubeconfig=path("dead.kubeconfig")) as server:
+            eventually(lambda: len(server.children()) >= 3, "the watches run")
+            children = server.children()
+            server.process.kill()
+            server.process.wait()
+            eventually(lambda: not any(map(running, children)), "its kubectls have ended")
+
+    def test_hanging_kubectl_is_503_in_time_and_a_missing_one_too(self) -> None:
+        with Running(*hanging(), kubeconfig=path("dead.kubeconfig")) as server:
+            started = time.monotonic()
+            status, answer, headers = server.call("alice", "create_db", "alice")
+            self.assertEqual((status, "retry-after" in headers), (503, True), answer)
+            self.assertLess(time.monotonic() - started, 20)
+            self.assertEqual(server.call("alice", "heart_beat", "alice")[0], 200)
+        shutil.copy(path("hanging"), path("vanishing"))
+        with Running(f"--kubectl={path('vanishing')}") as server:
+            eventually(lambda: len(server.children()) >= 3, "the watches run")
+            os.remove(path("vanishing"))
+            for pid in server.children():
+                os.kill(pid, signal.SIGKILL)
+            eventually(lambda: "cannot run kubectl" in server.call("alice", "status")[1]["cluster"], "it notices")
+            status, answer, _ = server.call("alice", "create_db", "alice")
+            self.assertEqual((status, "cannot run kubectl" in answer["error"]), (503, True))
+
+
+def hanging() -> list[str]:
+    with open(path("hanging"), "w", encoding="utf-8") as file:
+        file.write("#!/bin/sh\nexec sleep 1000\n")
+    os.chmod(path("hanging"), 0o755)
+    return [f"--kubectl={path('hanging')}"]
+
+
+class Packaging(unittest.TestCase):
+    def test_drop_in_copy_runs_from_any_folder(self) -> None:
+        os.makedirs(path("dropped"))
+        shutil.copy(os.path.join(HERE, "playground.py"), path("dropped"))
+        shutil.copytree(os.path.join(HERE, "k8s_templates"), path("dropped/k8s_templates"))
+        with Running(program=(path("dropped/playground.py"),), kubeconfig=path("dead.kubeconfig")) as server:
+            self.assertIn(f"template={path('dropped/k8s_templates/mysql.yaml')}", server.log())
+
+    def test_wheel_brings_the_command_the_certificate_tool_and_the_templates(self) -> None:
+        shutil.copytree(HERE, path("source"), ignore=shutil.ignore_patterns(".git", ".venv", "key_store", "build"))
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", path("wheels"), path("source")], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "venv", path("env")], check=True)
+        python = path("env/bin/python")
+        subprocess.run([python, *pip[1:], "install", *glob.glob(path("wheels/*.whl"))], check=True, capture_output=True)
+        for command in ([path("env/bin/sqlflow_playground"), "--version"], [python, "-m", "playground", "--version"]):
+            output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+            self.assertEqual(output, f"sqlflow_playground {playground.__version__}\n")
+        found = subprocess.run([python, "-c", "import playground; print(len(playground.Template("
+                                "playground.parse_arguments([]).templates + '/mysql.yaml').objects))"],
+                               cwd=folder, capture_output=True, text=True, check=True).stdout
+        self.assertEqual(found, "3\n")
+        self.assertEqual(subprocess.run([path("env/bin/gen_cert.sh"), "-h"], capture_output=True).returncode, 0)
+
+
+# ---- On a cluster -------------------------------------------------------------------------------------
+
+
+@unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
+class Databases(unittest.TestCase):
+    """The main job, at one server."""
+
+    server: ClassVar[Running]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Running().known()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        log = cls.server.log()
+        cls.server.__exit__(None)
+        for item in json.loads(kubectl("get", "secrets", "-o", "json"))["items"]:
+            for value in (item.get("data") or {}).values():
+                assert value not in log, "a password in base64 is in the log"
+        assert "mysql://" not in log
+
+    def create(self, user_id: str, client: str = "alice") -> str:
+        status, answer, _ = self.server.call(client, "create_db", user_id)
+        self.assertEqual(status, 200, answer)
+        self.assertEqual(answer["user_id"], user_id)
+        return str(answer["data_source"])
+
+    def test_data_source_is_what_sqlflow_parses_and_the_cluster_holds(self) -> None:
+        match = DATA_SOURCE.fullmatch(self.create("plain"))
+        assert match
+        secret, service, stateful_set = (json.loads(kubectl("get", kind, "mysql-plain", "-o", "json")) for kind in ("secret", "service", "statefulset"))
+        self.assertEqual(match.group(1, 2, 4, 5, 6, 7), ("mysql", "root", service["spec"]["clusterIP"], "3306", "", "?maxAllowedPacket=0"))
+        self.assertEqual(match[3], playground.decoded(secret["data"]["password"]))
+        self.assertRegex(match[3], r"^[A-Za-z0-9_-]{24,}$")
+        labels = {"app.kubernetes.io/name": "mysql", "app.kubernetes.io/managed-by": "sqlflow-playground", "playground.sqlflow.org/user": "plain"}
+        for item in (secret, service, stateful_set, stateful_set["spec"]["template"]):
+            self.assertLessEqual(labels.items(), item["metadata"]["labels"].items())
+        annotations = stateful_set["metadata"]["annotations"]
+        self.assertEqual((annotations["playground.sqlflow.org/user-id"], annotations["playground.sqlflow.org/client"]), ("plain", "alice"))
+        self.assertRegex(annotations["playground.sqlflow.org/last-heart-beat"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+
+    def test_warm_request_starts_no_process(self) -> None:
+        first = self.create("warm")
+        count = self.server.kubectls()
+        self.assertEqual([self.create("warm") for _ in range(5)], [first] * 5)
+        self.assertEqual(self.server.call("alice", "heart_beat", "warm")[1]["status"], "ready")
+        self.assertEqual(len([line for line in self.server.lines("kubectl verb=")[count:] if "verb=get" not in line]), 0)
+
+    def test_users_at_once_get_databases_of_their_own_and_one_user_twice_gets_one(self) -> None:
+        users = ["twin-a", "twin-b", "same", "same", "same"]
+        with ThreadPoolExecutor(len(users)) as pool:
+            sources = list(pool.map(self.create, users))
+        self.assertEqual(len(set(sources)), 3)
+        self.assertEqual(len(set(sources[2:])), 1)
+
+    def test_create_delete_create_ends_in_one_new_database(self) -> None:
+        first = self.create("again")
+        self.assertEqual(self.server.call("alice", "delete_db", "again")[:2], (200, {"user_id": "again", "status": "absent"}))
+        self.assertNotEqual(self.create("again"), first)
+        self.assertEqual(len(objects_of("again")), 3)
+        for _ in range(2):  # The second click is safe.
+            self.assertEqual(self.server.call("alice", "delete_db", "again")[0], 200)
+        eventually(lambda: not objects_of("again"), "the objects are gone")
+        self.assertEqual(self.server.call("alice", "heart_beat", "again")[1]["status"], "absent")
+
+    def test_ids_of_any_script_have_objects_of_their_own(self) -> None:
+        users = ["case", "Case", "CASE", "x" * 64, "小明", "user@example.org", "a--b", "é", "9"]
+        with ThreadPoolExecutor(len(users)) as pool:
+            self.assertEqual(len(set(pool.map(self.create, users))), len(users))
+        for user in users:
+            self.assertEqual(len(objects_of(user)), 3, user)
+            self.assertEqual(self.server.call("alice", "heart_beat", user)[1], {"user_id": user, "status": "ready"})
+        self.assertEqual(self.create("e\u0301".encode().decode().replace("e\u0301", "é")), self.create("é"))
+
+    def test_another_client_gets_403_and_learns_nothing(self) -> None:
+        self.create("mine")
+        for api in ("create_db", "heart_beat", "delete_db"):
+            self.assertEqual(self.server.call("bob", api, "mine")[:2], (403, {"error": "this user_id belongs to another client"}))
+        self.assertNotIn("mine", [entry["user_id"] for entry in self.server.call("bob", "list_db")[1]["databases"]])
+        kubectl("annotate", "statefulset", "mysql-mine", "--overwrite", "playground.sqlflow.org/client=bob")
+        eventually(lambda: self.server.call("bob", "heart_beat", "mine")[0] == 200, "the maintainer's hand-over is known")
+        self.assertEqual(self.server.call("alice", "create_db", "mine")[0], 403)
+
+    def test_list_tells_the_last_beat(self) -> None:
+        self.create("listed", "bob")
+        self.server.call("bob", "heart_beat", "listed")
+        entries = {entry["user_id"]: entry for entry in self.server.call("bob", "list_db")[1]["databases"]}
+        self.assertEqual(entries["listed"]["status"], "ready")
+        self.assertRegex(entries["listed"]["last_heart_beat"], r"^20..-..-..T..:..:..Z$")
+
+    def test_class_of_60_is_served_in_a_few_kubectls(self) -> None:
+        before = len(self.server.lines("kubectl verb=create"))
+        answers = self.server.create_at_once([f"class-{number}" for number in range(60)])
+        self.assertEqual({status for status, _ in answers}, {200})
+        self.assertEqual(len({answer["data_source"] for _, answer in answers}), 60)
+        self.assertLessEqual(len(self.server.lines("kubectl verb=create")) - before, 4)
+        with ThreadPoolExecutor(60) as pool:
+            statuses = pool.map(lambda number: self.server.call("alice", "delete_db", f"class-{number}")[0], range(60))
+        self.assertEqual(set(statuses), {200})
+
+    def test_object_that_is_not_ours_is_409_for_its_user_alone_and_stays(self) -> None:
+        kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mysql-taken"},
+                                                       "spec": {"ports": [{"port": 1}]}}))
+        answers = self.server.create_at_once([*(f"beside-{number}" for number in range(8)), "taken"])
+        self.assertEqual([status for status, _ in answers], [200] * 8 + [409])
+        eventually(lambda: not objects_of("taken"), "what was made beside it is removed")
+        kubectl("get", "service", "mysql-taken")
+
+    def test_service_or_secret_or_stateful_set_deleted_by_hand_is_made_anew(self) -> None:
+        source = self.create("broken")
+        for kind in ("service", "secret", "statefulset"):
+            kubectl("delete", kind, "mysql-broken")
+            eventually(lambda: self.server.call("alice", "heart_beat", "broken")[1]["status"] != "ready", "the server has seen it go")
+            again = self.create("broken")
+            # The database keeps its password: this server remembers it.
+            self.assertEqual(again.split("@")[0], source.split("@")[0], kind)
+            self.assertEqual(len(objects_of("broken")), 3)
+
+    def test_secret_lost_while_no_server_ran_costs_the_data_and_the_answer_says_so(self) -> None:
+        with Running().known() as other:
+            old = other.call("alice", "create_db", "lost")[1]["data_source"]
+        uid = kubectl("get", "statefulset", "mysql-lost", "-o", "jsonpath={.metadata.uid}")
+        kubectl("delete", "secret", "mysql-lost")
+        with Running().known() as other:
+            status, answer, _ = other.call("alice", "create_db", "lost")
+            self.assertEqual((status, "made anew" in answer.get("note", "")), (200, True), (answer, other.log()))
+            self.assertNotEqual(answer["data_source"], old)
+            self.assertNotEqual(kubectl("get", "statefulset", "mysql-lost", "-o", "jsonpath={.metadata.uid}"), uid)
+            self.assertTrue(other.lines("remake"))
+
+    def test_replaced_secret_is_never_answered_and_delete_db_gets_rid_of_it(self) -> None:
+        self.create("swapped")
+        secret = json.loads(kubectl("get", "secret", "mysql-swapped", "-o", "json"))
+        kubectl("delete", "secret", "mysql-swapped")
+        secret["metadata"] = {key: secret["metadata"][key] for key in ("name", "labels", "annotations")}
+        secret["data"]["password"] = "bm90LXRoZS1vbmUtaXQtc3RhcnRlZC13aXRo"
+        kubectl("create", "-f", "-", stdin=json.dumps(secret))
+        eventually(lambda: self.server.call("alice", "create_db", "swapped")[0] == 409, "the server has seen it")
+        self.assertIn("replaced", self.server.call("alice", "create_db", "swapped")[1]["error"])
+        self.assertEqual(self.server.call("alice", "delete_db", "swapped")[0], 200)
+        self.create("swapped")
+
+    def test_table_that_is_late_neither_answers_an_old_password_nor_deletes_or_spares_wrongly(self) -> None:
+        with Running().known() as late:
+            old = late.call("alice", "create_db", "stale")[1]["data_source"]
+
+            def watch_of(kind: str) -> int:
+                for pid in late.children():
+                    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+                        if re.search(rf"/{kind}\?.*watch=1", file.read()):
+                            return pid
+                raise AssertionError(f"no watch of {kind}")
+            stopped = [watch_of("secrets")]
+            os.kill(stopped[0], signal.SIGSTOP)
+            self.assertEqual(self.server.call("alice", "delete_db", "stale")[0], 200)
+            new = self.create("stale")
+            self.assertNotEqual(new, old)
+            eventually(lambda: late.call("alice", "create_db", "stale")[1].get("data_source") == new, "the new one is answered")
+            for kind in ("services", "statefulsets"):
+                stopped.append(watch_of(kind))
+                os.kill(stopped[-1], signal.SIGSTOP)
+            self.create("unseen")
+            self.assertEqual(late.call("bob", "delete_db", "unseen")[0], 403)
+            self.assertEqual(late.call("bob", "create_db", "unseen")[0], 403)
+            self.assertEqual(late.call("alice", "delete_db", "unseen")[0], 200)
+            eventually(lambda: not objects_of("unseen"), "it is deleted")
+            for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
+
+    def test_secret_without_its_label_is_not_lost_and_nothing_is_deleted(self) -> None:
+        self.create("unlabelled")
+        kubectl("label", "secret", "mysql-unlabelled", "app.kubernetes.io/managed-by-")
+        uid = kubectl("get", "statefulset", "mysql-unlabelled", "-o", "jsonpath={.metadata.uid}")
+        with Running().known() as other:
+            status, answer, _ = other.call("alice", "create_db", "unlabelled")
+            self.assertEqual((status, "labels" in answer["error"]), (409, True), answer)
+            self.assertEqual(kubectl("get", "statefulset", "mysql-unlabelled", "-o", "jsonpath={.metadata.uid}"), uid)
+            kubectl("label", "secret", "mysql-unlabelled", "app.kubernetes.io/managed-by=sqlflow-playground")
+            eventually(lambda: other.call("alice", "create_db", "unlabelled")[0] == 200, "labelled again, it is answered")
+
+    def test_secret_edited_in_place_is_read_again(self) -> None:
+        self.create("edited")
+        kubectl("patch", "secret", "mysql-edited", "-p", '{"stringData": {"password": "edited-by-the-maintainer-0123"}}')
+        eventually(lambda: "edited-by-the-maintainer-0123" in self.create("edited"), "what the cluster holds is answered")
+
+    def test_restart_loses_nothing_and_another_server_answers_the_same(self) -> None:
+        source = self.create("shared")
+        with Running().known() as other:
+            self.assertEqual(other.call("alice", "create_db", "shared")[1]["data_source"], source)
+            self.assertEqual(other.call("bob", "create_db", "shared")[0], 403)
+            with ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(server.call, "alice", "create_db", "raced") for server in (self.server, other)]
+            self.assertEqual(*(future.result()[1]["data_source"] for future in both))
+
+    def test_limits_on_databases_are_429_and_name_themselves(self) -> None:
+        self.create("counted")
+        for option, words in (("--max_databases=1", "this playground may have 1"), ("--max-databases-per-client=1", "one client may have 1")):
+            with Running(option).known() as other:
+                status, answer, headers = other.call("alice", "create_db", "one-too-many")
+                self.assertEqual((status, words in answer["error"], "retry-after" in headers), (429, True, True), answer)
+                self.assertEqual(other.call("alice", "create_db", "counted")[0], 200)
+
+    def test_api_servers_error_that_quotes_a_password_reaches_neither_client_nor_log(self) -> None:
+        options = template("number.yaml", Secret=lambda item: item["stringData"].update(port=3306))
+        cluster = playground.Cluster(playground.Kubectl("kubectl", "", namespace), playground.Template(path("number.yaml")), 0, 0)
+        self.assertIn("number.yaml", options[1])
+        database = playground.Database(cluster.lock, "mysql-quoted")
+        database.requested_by = "quoted", "alice"
+        with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), self.assertLogs("playground") as logs, \
+                unittest.mock.patch("secrets.token_hex", return_value="5ecret0123456789abcdef5ecret0123"):
+            outcome = cluster.create_group([database])["mysql-quoted"]
+            cluster.delete_group([database])
+        self.assertIn("outcome=invalid", logs.output[0])
+        self.assertIn("***", logs.output[0])
+        for text in (str(outcome), outcome.message, *logs.output):
+            self.assertNotIn("5ecret", text)
+        self.assertIn("invalid", outcome.message)
+
+    def test_passwords_are_in_no_command_line(self) -> None:
+        seen: set[str] = set()
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.is_set():
+                for pid in self.server.children():
+                    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+                        seen.add(file.read())
+        looker = threading.Thread(target=look)
+        looker.start()
+        password = DATA_SOURCE.sub(r"\3", self.create("hidden"))
+        done.set()
+        looker.join()
+        self.assertTrue(any("create" in line for line in seen))
+        self.assertFalse(any(password in line for line in seen))
+
+    def test_stopping_server_finishes_what_is_in_flight(self) -> None:
+        with Running().known() as other:
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(other.call, "alice", "create_db", "last-minute")
+                eventually(lambda: other.lines("verb=create") and len(objects_of("last-minute")) == 3, "it is under way")
+                other.process.send_signal(signal.SIGTERM)
+                self.assertEqual(answer.result()[0], 200)
+                self.assertEqual(answer.result()[2]["connection"], "close")
+            self.assertEqual(other.process.wait(PATIENCE_SECONDS), 0)
+
+
+@unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
+class Troubles(unittest.TestCase):
+    """What the cluster refuses or fails to do."""
+
+    def test_pod_that_never_gets_ready_is_503_with_the_reason_in_time(self) -> None:
+        def never_ready(item: Any) -> None:
+            item["spec"]["template"]["spec"]["containers"][0]["image"] = "never-ready"
+        with Running(*template("never.yaml", StatefulSet=never_ready)).known() as server:
+            started = time.monotonic()
+            with ThreadPoolExecutor(5) as pool:
+                answers = list(pool.map(lambda number: server.call("alice", "create_db", f"never-{number}"), range(5)))
+            self.assertLess(time.monotonic() - started, 20)
+            for status, answer, headers in answers:
+                self.assertEqual((status, "ImagePullBackOff" in answer["error"], "retry-after" in headers), (503, True, True), answer)
+            self.assertLessEqual(len(server.lines("kubectl verb=get")), 3 + 5 + 2)  # Listed, read back, asked why.
+            self.assertEqual(server.call("alice", "heart_beat", "never-0")[1]["status"], "starting")
+
+    def test_quota_of_the_namespace_is_429_whether_it_refuses_an_object_or_a_pod(self) -> None:
+        tried = {"services": {"kind": "Service", "spec": {"ports": [{"port": 1}]}},
+                 "pods": {"kind": "Pod", "spec": {"containers": [{"name": "a", "image": "a"}]}}}
+
+        def counts(resource: str) -> bool:
+            manifest = json.dumps({"apiVersion": "v1", "metadata": {"name": "one-more"}, **tried[resource]})
+            try:
+                kubectl("create", "-f", "-", "--dry-run=server", stdin=manifest)
+            except subprocess.CalledProcessError as error:
+                return "exceeded quota" in error.stderr
+            return False
+        for number, resource in enumerate(tried):
+            kubectl("create", "quota", "full", f"--hard={resource}=0")
+            try:
+                eventually(lambda resource=resource: counts(resource), "the quota counts")
+                with Running().known() as server:
+                    status, answer, headers = server.call("alice", "create_db", f"full-{number}")
+                    self.assertEqual((status, "quota" in answer["error"], "retry-after" in headers), (429, True, True), answer)
+                    server.call("alice", "delete_db", f"full-{number}")
+            finally:
+                kubectl("delete", "quota", "full")
+
+    def test_rights_that_lack_and_a_namespace_that_lacks_are_502(self) -> None:
+        with Running("--context=nobody") as server:
+            eventually(lambda: "lacks a right" in server.call("alice", "status")[1]["cluster"], "the server has tried")
+            self.assertEqual(server.call("alice", "create_db", "alice")[0], 502)
+            self.assertEqual(server.call("alice", "heart_beat", "alice")[0], 200)
+        with Running("--namespace=playground-nowhere") as server:
+            eventually(lambda: "not in the cluster" in server.call("alice", "status")[1]["cluster"], "the server has tried")
+            self.assertEqual(server.call("alice", "create_db", "alice")[0], 502)
+
+    def test_misspelt_field_in_the_template_is_found_once_at_the_start(self) -> None:
+        def misspell(item: Any) -> None:
+            item["spec"]["template"]["spec"]["containers"][0]["resuorces"] = {}
+        with Running(*template("misspelt.yaml", StatefulSet=misspell)) as server:
+            eventually(lambda: server.lines("resuorces"), "the log names the field")
+            eventually(lambda: "template" in server.call("alice", "status")[1]["cluster"], "the status says so")
+            self.assertEqual(server.call("alice", "create_db", "alice")[0], 502)
+
+    def test_cluster_that_comes_back_is_noticed(self) -> None:
+        shutil.copy(path("dead.kubeconfig"), path("kubeconfig"))
+        with Running(kubeconfig=path("kubeconfig")) as server:
+            eventually(lambda: server.call("alice", "create_db", "late")[0] == 503, "the cluster is down")
+            shutil.copy(KUBECONFIG, path("new.kubeconfig"))
+            os.replace(path("new.kubeconfig"), path("kubeconfig"))
+            server.known()
+            self.assertEqual(server.call("alice", "create_db", "late")[0], 200)
+            shutil.copy(path("dead.kubeconfig"), path("kubeconfig"))
+            for pid in server.children():  # The watches end, and find nothing there any more.
+                os.kill(pid, signal.SIGKILL)
+            eventually(lambda: "does not answer" in server.call("alice", "status")[1]["cluster"], "the cluster is gone")
+            self.assertEqual(server.call("alice", "create_db", "late")[0], 200)  # Known and running: answered from memory.
+            self.assertEqual(server.call("alice", "create_db", "later")[0], 503)
+
+
+if __name__ == "__main__":
+    unittest.main(warnings="error")
