@@ -1540,18 +1540,19 @@ def main(arguments: list[str] | None = None) -> int:
         server = Server((options.host, options.port), lambda: tls_context(options.ca_crt, options.server_crt, options.server_key), cluster)
     except (OSError, OverflowError) as error:
         refuse(f"cannot listen on --host {options.host} --port {options.port} ({error})", "name an address of this machine and a free port")
-    stop = threading.Event()
-
-    def caught(number: int, _: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
-    signal.signal(signal.SIGTERM, caught)
-    signal.signal(signal.SIGINT, caught)
+    # Any thread may be given the signal, and would not wake this one from anything but reading a file.
+    signalled, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     cluster.start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
                     context=options.context or "current", namespace=kubectl.namespace, template=path))
-    stop.wait()
+    os.read(signalled, 1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
     log.info(logfmt("stop", seconds=STOP_SECONDS))
     server.stop()
     kubectl.stop()

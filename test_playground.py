@@ -119,7 +119,11 @@ class Running:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(PATIENCE_SECONDS)
+        try:
+            code = self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # In development mode it says where each of its threads is.
+            code = self.process.wait()
         if kind is None:
             log = self.log()
             assert code in (0, -signal.SIGKILL), f"exit status {code}: {log}"
