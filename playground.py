@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import calendar
 import collections
 import contextlib
 import email.utils
@@ -50,7 +51,7 @@ import time
 import traceback
 import unicodedata
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Callable, NamedTuple, NoReturn
 
 import yaml
@@ -608,13 +609,15 @@ API: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 USER, USER_ID, CLIENT, LAST_BEAT = PREFIX + "user", PREFIX + "user-id", PREFIX + "client", PREFIX + "last-heart-beat"
-# On a Secret that was made anew with the password that this StatefulSet, by its uid, had started with.
-RESTORED = PREFIX + "restored-for"
+# The same on what was made for the same Secret, and so for the same password; another on every other set.
+SET = PREFIX + "set"
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
+RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
-# In the order of creation: a StatefulSet's pod starts with the Secret that is there, so that one comes
-# first, and a Secret missing beside a StatefulSet is known to have been deleted.
+# In the order of creation: a pod starts with the Secret that is there, so that a Secret missing beside a
+# StatefulSet is known to have been deleted.
 KINDS = {"Secret": "secret", "Service": "service", "StatefulSet": "statefulset.apps"}
+ALL = ",".join(reversed(KINDS.values()))  # StatefulSets first, for deleting: what is running ends before its password goes.
 PATHS = {"Secret": "/api/v1/namespaces/{}/secrets", "Service": "/api/v1/namespaces/{}/services",
          "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets"}
 
@@ -633,32 +636,35 @@ def slug(user_id: str) -> str:
 
 def rfc3339(seconds: float) -> str:
     """Format seconds since 1970 as RFC 3339 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    return time.strftime(RFC_3339, time.gmtime(seconds))
 
 
-MADE_ANEW = "the database was made anew: its password had been deleted in the cluster, and its data went with it"
+REMADE = "the database was made anew: its password had been deleted in the cluster, and its data went with it"
 
 
 class Seen(NamedTuple):
-    """What is kept of an object in the cluster; 1,000 databases have 3,000 of these. No passwords."""
+    """What is kept of an object in the cluster; 1,000 databases have 3,000 of these."""
 
     uid: str
-    edition: str  # Changes when the object is another one or, but for a StatefulSet, was edited.
+    created: float
+    set_id: str
     user_id: str
     client: str
     last_beat: str
     leaving: bool
-    ready: bool  # Of a StatefulSet: its pod is. The other kinds have nothing to wait for.
+    ready: bool  # Of a StatefulSet: its pod is.
+    password: str  # Of a Secret; empty if it is none that SQLFlow can paste anywhere without quoting it.
+    host: str  # Of a Service.
 
     @classmethod
     def of(cls, item: dict[str, Any]) -> Seen:
         """Reduce an object as the API server sends it."""
         metadata, status = item["metadata"], item.get("status") or {}
         annotations = metadata.get("annotations") or {}
-        edited = metadata["resourceVersion"] if item["kind"] != "StatefulSet" else ""
-        return cls(metadata["uid"], metadata["uid"] + edited,
+        return cls(metadata["uid"], calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)), annotations.get(SET, ""),
                    annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), annotations.get(LAST_BEAT, ""),
-                   "deletionTimestamp" in metadata, item["kind"] != "StatefulSet" or status.get("readyReplicas", 0) > 0)
+                   "deletionTimestamp" in metadata, status.get("readyReplicas", 0) > 0,
+                   decoded((item.get("data") or {}).get("password", "")), (item.get("spec") or {}).get("clusterIP", ""))
 
 
 class Database:
@@ -670,21 +676,19 @@ class Database:
         self.changed = threading.Condition(lock)
         self.waiting = 0
         self.last_beat = ""
-        # The set as it was last read back from the cluster: its editions by kind, and what that gave.
-        self.confirmed: dict[str, str] = {}
-        self.data_source = self.password = ""
-        # The editions that were last asked to be confirmed; asking again for the same waits a little.
-        self.asked: dict[str, str] = {}
-        # What is under way, for whom it is being created, and until when what was made may not show yet.
+        # The password that the set of this id started with, should its Secret be deleted by hand.
+        self.remembered = ("", "")
+        # What is under way, for whom it is being created, and what was made but may not show until when.
         self.work: Work | None = None
         self.requested_by: tuple[str, str] | None = None
+        self.made: set[str] = set()
         self.settles_at = 0.0
         # Whom to tell that the database was made anew, without its data.
         self.note_for: tuple[str, str] | None = None
 
     def owner(self) -> tuple[str, str] | None:
         """Return the user id and the client that the set belongs to, or None if there is no set."""
-        for kind in ("StatefulSet", "Secret", "Service"):
+        for kind in reversed(KINDS):
             if kind in self.objects:
                 return self.objects[kind].user_id, self.objects[kind].client
         return self.requested_by
@@ -697,30 +701,30 @@ class Database:
         if owner[0] != user_id:
             raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
 
-    def uids(self) -> dict[str, str]:
-        """Return the set's uids by kind."""
-        return {kind: item.uid for kind, item in self.objects.items()}
-
-    def editions(self) -> dict[str, str]:
-        """Return the set's editions by kind: what was read of the same editions holds."""
-        return {kind: item.edition for kind, item in self.objects.items()}
-
     def leaving(self) -> bool:
         """Tell whether some object of the set is being deleted."""
         return any(item.leaving for item in self.objects.values())
+
+    def alien(self) -> list[str]:
+        """Return the kinds whose objects were not made for the Secret that is there, or for none that can be had again."""
+        secret = self.objects.get("Secret")
+        stateful_set = self.objects.get("StatefulSet")
+        own = secret.set_id if secret else self.remembered[0] if stateful_set and self.remembered[1] else None
+        return [kind for kind, item in self.objects.items() if item.set_id != own]
 
     def status(self) -> str:
         """Return ready, starting or absent."""
         if "StatefulSet" not in self.objects or self.leaving():
             return "starting" if self.work else "absent"
-        return "ready" if len(self.objects) == len(KINDS) and all(item.ready for item in self.objects.values()) else "starting"
+        whole = len(self.objects) == len(KINDS) and not self.alien()
+        return "ready" if whole and self.objects["StatefulSet"].ready else "starting"
 
 
 class Work:
     """Something under way with a database; whoever waits for it holds on to it, and sees what became of it."""
 
-    def __init__(self, database: Database, group: Group) -> None:
-        self.database, self.group = database, group
+    def __init__(self, database: Database, owner: tuple[str, str], group: Group) -> None:
+        self.database, self.owner, self.group = database, owner, group
         self.done = False
         self.failure: ApiError | None = None
 
@@ -729,20 +733,19 @@ class Group:
     """Does the work of everyone who waits in one go, like a database's group commit.
 
     While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`.
-    Nobody waits for company. `work` takes databases and returns, by name, what failed and why; what it
-    raises fails for all of them.
+    Nobody waits for company. `do` notes what fails with the work that failed; what it raises fails for all.
     """
 
-    def __init__(self, cluster: Cluster, work: Callable[[list[Database]], dict[str, ApiError]], size: int, workers: int = 1) -> None:
-        self.cluster, self.work, self.size = cluster, work, size
+    def __init__(self, cluster: Cluster, do: Callable[[list[Work]], None], size: int, workers: int = 1) -> None:
+        self.cluster, self.do, self.size = cluster, do, size
         self.waiting: list[Work] = []
         self.submitted = threading.Condition(cluster.lock)
         for _ in range(workers):
-            threading.Thread(target=self.run, name=work.__name__, daemon=True).start()
+            threading.Thread(target=self.run, name=do.__name__, daemon=True).start()
 
-    def submit(self, database: Database) -> Work:
-        """Queue a database on which nothing is under way. The lock must be held."""
-        work = database.work = Work(database, self)
+    def submit(self, database: Database, owner: tuple[str, str]) -> Work:
+        """Queue a database on which nothing is under way, for its owner. The lock must be held."""
+        work = database.work = Work(database, owner, self)
         self.waiting.append(work)
         self.submitted.notify()
         return work
@@ -753,17 +756,17 @@ class Group:
             with self.submitted:
                 self.submitted.wait_for(lambda: self.waiting)
                 group, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
-            databases = [work.database for work in group]
+            failure: ApiError | None = None
             try:
-                failures = self.work(databases)
+                self.do(group)
             except ApiError as error:
-                failures = {database.name: error for database in databases}
+                failure = error
             except Exception:
                 log.error(logfmt("group", error=traceback.format_exc()))
-                failures = {database.name: KubectlError("failed") for database in databases}
+                failure = KubectlError("failed")
             with self.submitted:
                 for work in group:
-                    database, work.done, work.failure = work.database, True, failures.get(work.database.name)
+                    database, work.done, work.failure = work.database, True, work.failure or failure
                     database.work, database.settles_at = None, time.monotonic() + SETTLE_SECONDS
                     if work.failure or database.objects:
                         database.requested_by = None  # Else whose it is shows with its objects, in a moment.
@@ -784,9 +787,13 @@ class Cluster:
         self.unknown = set(self.troubles)  # Those that never were good so far.
         self.synchronised = threading.Condition(self.lock)
         self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
-        self.confirming = Group(self, self.confirm_group, 2 * GROUP_USERS)
         self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
+        self.repairing = Group(self, self.repair_group, GROUP_USERS)
         self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
+
+    def path(self, kind: str) -> str:
+        """Return the API server's path of a kind in our namespace."""
+        return PATHS[kind].format(self.kubectl.namespace)
 
     def start(self) -> None:
         """Start to observe the cluster, without waiting for it."""
@@ -805,9 +812,8 @@ class Cluster:
                 early = work and isinstance(work.failure, NotReady) and time.monotonic() < deadline - REASON_SECONDS
                 if work and work.failure and work.group is not self.deleting and not early:
                     raise work.failure
-                if database.status() == "ready" and database.editions() == database.confirmed:
-                    anew, database.note_for = database.note_for == (user_id, client), None
-                    return {"user_id": user_id, "data_source": database.data_source, **({"note": MADE_ANEW} if anew else {})}
+                if database.status() == "ready":
+                    return self.answer(database, (user_id, client))
                 if not database.work:
                     self.advance(database, (user_id, client), deadline)
                 work = database.work
@@ -816,20 +822,14 @@ class Cluster:
     def delete(self, user_id: str, client: str, deadline: float) -> None:
         """Delete the user's set of objects; return once the cluster has taken that on. Raises ApiError, by the deadline."""
         with self.attending(user_id, client, deadline) as (database, turns):
-            # The table may be a moment late: whose the set is, and that there is none, is read afresh.
-            steps = [self.confirming, self.deleting]
             work: Work | None = None
             for _ in turns:
-                if work and not work.done or not work and database.work:
-                    continue
-                # That a set cannot be answered for does not keep it from being deleted.
-                if work and work.failure and (isinstance(work.failure, KubectlError) or not steps):
-                    raise work.failure
-                if not steps or len(steps) == 1 and not database.objects:
-                    database.note_for = None
+                if work and work.done:
+                    if work.failure:
+                        raise work.failure
                     return
-                if not database.work:
-                    work = steps.pop(0).submit(database)
+                if not work and not database.work:
+                    work = self.deleting.submit(database, (user_id, client))
             raise unavailable("the cluster did not answer in time: ask again")
 
     def beat(self, user_id: str, client: str) -> str:
@@ -887,28 +887,30 @@ class Cluster:
             database.changed.wait(min(moments) - now)
 
     def advance(self, database: Database, owner: tuple[str, str], deadline: float) -> None:
-        """Begin what brings a set nearer to being whole and known, if anything. Raises ApiError 429."""
+        """Begin what brings a set nearer to being whole, if anything. Raises ApiError 429."""
         now, objects = time.monotonic(), database.objects
         if now >= deadline - REASON_SECONDS:
-            self.explaining.submit(database)
-        elif database.leaving() or now < database.settles_at and len(objects) < len(KINDS):
-            pass  # What goes or was just created shows in the watches soon.
-        elif len(objects) == len(KINDS) or "StatefulSet" in objects and "Secret" not in objects and not self.restorable(database):
-            # The table's three kinds may be of different moments: a password is answered only after it was
-            # read together with the StatefulSet and the Service, which takes less time than the pod's start.
-            editions = database.editions()
-            if editions != database.confirmed and (editions != database.asked or now >= database.settles_at):
-                database.asked = editions
-                self.confirming.submit(database)
-        else:
+            self.explaining.submit(database, owner)
+        elif database.leaving() or now < database.settles_at and not database.made <= objects.keys():
+            pass  # What goes or was just made shows in the watches soon.
+        elif database.alien():
+            self.repairing.submit(database, owner)
+        elif len(objects) < len(KINDS):
             if not objects:
                 self.check_quota(owner[1])
             database.requested_by = owner
-            self.creating.submit(database)
+            self.creating.submit(database, owner)
 
-    def restorable(self, database: Database) -> bool:
-        """Tell whether the password is remembered with which the database started."""
-        return bool(database.password) and database.confirmed.get("StatefulSet") == database.objects["StatefulSet"].edition
+    def answer(self, database: Database, owner: tuple[str, str]) -> dict[str, Any]:
+        """Return what the owner of a ready database is told. Raises ApiError 409 if the password cannot be answered."""
+        password, host = database.objects["Secret"].password, database.objects["Service"].host
+        if not password:
+            raise replaced(database)
+        if not re.fullmatch(r"[0-9.]+", host):  # SQLFlow takes no IPv6 address, and a headless Service has none.
+            host = f"{database.name}.{self.kubectl.namespace}.svc"
+        anew, database.note_for = database.note_for == owner, None
+        return {"user_id": owner[0], "data_source": f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0",
+                **({"note": REMADE} if anew else {})}
 
     def check_quota(self, client: str) -> None:
         """Raise ApiError 429 if one more database would be too many."""
@@ -947,14 +949,17 @@ class Cluster:
 
     def watch(self, kind: str) -> NoReturn:
         """Keep one kind's table what the cluster holds: list, then watch from there; list anew after any failure."""
-        path = f"{PATHS[kind].format(self.kubectl.namespace)}?labelSelector={urllib.parse.quote(SELECTOR)}"
+        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
         version, pause = "", WATCH_PAUSES_SECONDS[0]
         while True:
             started = time.monotonic()
             try:
                 if not version:
                     listing = json.loads(b"".join(self.kubectl("get", "--raw", path)))
-                    self.replace(kind, listing["items"])
+                    with self.lock:
+                        self.take(self.known(self.databases.values()), [{**item, "kind": kind} for item in listing["items"]], (kind,))
+                        self.report(kind, "")
+                    log.info(logfmt("watch", kind=kind, listed=len(listing["items"])))
                     version = listing["metadata"]["resourceVersion"]
                 options = f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}"
                 for line in self.kubectl("get", "--raw", path + options, seconds=WATCH_SECONDS + 15):
@@ -963,7 +968,7 @@ class Cluster:
                         raise KubectlError("expired")
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
-                        self.observe(kind, event["object"], event["type"] == "DELETED")
+                        self.observe(event["object"], event["type"] == "DELETED")
             except (KubectlError, ValueError, LookupError, TypeError, AttributeError) as error:
                 version = ""
                 self.report(kind, error.reason if isinstance(error, KubectlError) else "failed")
@@ -974,193 +979,173 @@ class Cluster:
                 time.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
 
-    def replace(self, kind: str, items: list[dict[str, Any]]) -> None:
-        """Take a whole listing in place of what was known of this kind."""
-        with self.lock:
-            names = {item["metadata"]["name"] for item in items}
-            for database in [database for database in self.databases.values() if kind in database.objects]:
-                if database.name not in names:
-                    del database.objects[kind]
-                    database.changed.notify_all()
-                    self.forget(database)
-            for item in items:
-                self.observe(kind, item, False)
-            log.info(logfmt("watch", kind=kind, listed=len(items)))
-            self.report(kind, "")
-
-    def observe(self, kind: str, item: dict[str, Any], gone: bool) -> None:
+    def observe(self, item: dict[str, Any], gone: bool = False) -> None:
         """Take one object as it is now, or as it was when it went."""
+        kind, name, now = item["kind"], item["metadata"]["name"], Seen.of(item)
+        if not name.startswith("mysql-"):
+            return
         with self.lock:
-            name, now = item["metadata"]["name"], Seen.of({"kind": kind, **item})
-            if not name.startswith("mysql-"):
-                return
             database = self.databases.setdefault(name, Database(self.lock, name))
             before = database.objects.get(kind, now)
             if not gone:
                 database.requested_by = None if not database.work else database.requested_by
                 # What was deleted from here stays so; a watch may show it alive for a moment.
                 database.objects[kind] = now._replace(leaving=now.leaving or before.leaving and before.uid == now.uid)
+                if now.password:
+                    database.remembered = now.set_id, now.password
             elif before.uid == now.uid:
                 database.objects.pop(kind, None)
             database.changed.notify_all()
             self.forget(database)
 
+    def known(self, databases: Iterable[Database]) -> dict[Database, dict[str, Seen]]:
+        """Return what is known of databases now, before they are read."""
+        with self.lock:
+            return {database: dict(database.objects) for database in databases}
+
+    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]], kinds: Sequence[str] = tuple(KINDS)) -> None:
+        """Take a listing of these databases and kinds in place of what was known before; what the watches showed since is newer."""
+        with self.lock:
+            found = {(item["metadata"]["name"], item["kind"]): item for item in items}
+            for database, before in known.items():
+                for kind in kinds:
+                    item, now = found.pop((database.name, kind), None), database.objects.get(kind)
+                    if now is before.get(kind):
+                        if item:
+                            self.observe(item)
+                        elif now:
+                            del database.objects[kind]
+                            database.changed.notify_all()
+                self.forget(database)
+            for item in found.values():
+                self.observe(item)
+
     # -- groups: one kubectl for all who wait
 
-    def create_group(self, group: list[Database]) -> dict[str, ApiError]:
-        """Create what many users' sets lack with one kubectl."""
-        wanted: list[tuple[Database, dict[str, Any]]] = []
+    def create_group(self, group: list[Work]) -> None:
+        """Create what these users' sets lack with one kubectl, and note what fails with the work that it fails.
+
+        Of several servers that create for one user at once, the one whose Secret the cluster takes decides: what others
+        made is alien to that Secret, is answered by nobody, and makes room again in `repair_group`.
+        """
+        wanted: list[tuple[Work, dict[str, Any]]] = []
         passwords = []
         with self.lock:
-            for database in group:
-                objects, (user_id, client) = database.objects, database.requested_by or ("", "")
-                restored = "StatefulSet" in objects and self.restorable(database)
-                passwords.append(database.password if restored else secrets.token_hex(16))
+            for work in group:
+                database, (user_id, client) = work.database, work.owner
+                secret, anew = database.objects.get("Secret"), (secrets.token_hex(8), secrets.token_hex(16))
+                set_id, password = ((secret.set_id, secret.password) if secret else
+                                    database.remembered if "StatefulSet" in database.objects else anew)
                 values = {"name": database.name, "slug": slug(user_id), "user_id": user_id, "client": client,
-                          "password": passwords[-1], "now": rfc3339(time.time())}
-                for item in self.template.fill(values):
-                    if item["kind"] == "Secret" and "StatefulSet" in objects:
-                        if not restored:
-                            continue  # A new password beside a database that started with another one would be refused by it.
-                        item["metadata"]["annotations"][RESTORED] = objects["StatefulSet"].uid
-                    if item["kind"] not in objects:
-                        wanted.append((database, item))
+                          "set": set_id, "password": password, "now": rfc3339(time.time())}
+                database.made = KINDS.keys() - database.objects.keys()
+                passwords.append(password)
+                wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
         if not wanted:
-            return {}
-        made: set[str] = set()
+            return
+        printed: set[str] = set()
+        manifest = listed([item for _, item in wanted])
         try:
-            for line in self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", hide=passwords, stdin=listed(
-                    [item for _, item in wanted])):
-                made.add(line.decode().strip())
-            return {}
+            for line in self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest, hide=passwords):
+                printed.add(line.decode().strip())
+            return
         except KubectlError as error:
             # kubectl prints the objects that it made and, in the order of the rest, an error for each.
-            failed = [(database, item) for database, item in wanted if f"{KINDS[item['kind']]}/{database.name}" not in made]
+            failed = [(work, item) for work, item in wanted if f"{KINDS[item['kind']]}/{work.database.name}" not in printed]
             errors = error.each(len(failed))
-        failures: dict[str, ApiError] = {}
-        for (database, _), failure in zip(failed, errors):
-            if failure.reason != "exists":
-                failures.setdefault(database.name, failure)
-        taken = [(database, item["kind"]) for (database, item), failure in zip(failed, errors) if failure.reason == "exists"]
-        # Another server's, which the watch is about to show; or somebody's who does not know of us.
-        try:
-            strangers = self.strangers(taken)
-        except KubectlError as error:
-            return {**{database.name: error for database, _ in taken}, **failures}
-        for database in strangers:
-            failures[database.name] = ApiError(409, f"the cluster has an object named {database.name} that is not a database of this "
-                                               "playground: use another user_id, or ask the maintainer to rename it")
-        # What was made new beside a stranger's object is no use to anybody.
-        if useless := [database for database in strangers if [whose for whose, _ in wanted].count(database) == len(KINDS)]:
+        taken: list[Work] = []
+        for (work, _), failure in zip(failed, errors):
+            if failure.reason == "exists":  # Another server's; or somebody's who does not know of us.
+                taken.append(work)
+            else:
+                work.failure = work.failure or failure
+        taken = list(dict.fromkeys(taken))
+        self.read(taken)
+        # What was made beside a stranger's object is no use to anybody, if all the rest was made now.
+        if useless := [work for work in taken if work.failure and len(work.database.made) == len(KINDS)]:
             with contextlib.suppress(KubectlError):
-                self.delete_group(useless)
-        return failures
+                self.remove(useless)
 
-    def strangers(self, taken: list[tuple[Database, str]]) -> list[Database]:
-        """Return the databases of which one of these kinds exists, by its name, without our labels. Raises KubectlError."""
-        if not taken:
-            return []
-        ours = self.read([database for database, _ in taken])
-        doubtful = [(database, kind) for database, kind in taken if kind not in ours[database.name]]
-        there: set[str] = set()
-        if doubtful:  # It may have been deleted meanwhile.
-            there = {line.decode().strip() for line in self.kubectl(
-                "get", *(f"{KINDS[kind]}/{database.name}" for database, kind in doubtful), "--ignore-not-found", "-o", "name")}
-        return list(dict.fromkeys(database for database, kind in doubtful if f"{KINDS[kind]}/{database.name}" in there))
-
-    def read(self, group: list[Database]) -> dict[str, dict[str, dict[str, Any]]]:
-        """Read these users' objects from the cluster, StatefulSets first; return them by name and kind. Raises KubectlError."""
-        with self.lock:
-            known = {database.name: database.uids() for database in group}
-        listing = b"".join(self.kubectl("get", ",".join(reversed(KINDS.values())), "-l", in_users(group), "-o", "json"))
-        found: dict[str, dict[str, dict[str, Any]]] = {database.name: {} for database in group}
-        with self.lock:
-            for item in json.loads(listing)["items"]:
-                if item["metadata"]["name"] in found:
-                    found[item["metadata"]["name"]][item["kind"]] = item
-            for database in group:
-                for kind in KINDS:
-                    item, uid = found[database.name].get(kind), known[database.name].get(kind)
-                    # What the watches showed meanwhile is newer.
-                    if database.uids().get(kind) == uid and (item["metadata"]["uid"] if item else None) != uid:
-                        if item:
-                            self.observe(kind, item, False)
-                        else:
-                            del database.objects[kind]
-        return found
-
-    def confirm_group(self, group: list[Database]) -> dict[str, ApiError]:
-        """Read whole sets back, with their passwords; remove those whose password is lost."""
-        failures: dict[str, ApiError] = {}
-        lost = []
-        found = self.read(group)
-        with self.lock:
-            for database in group:
-                items = found[database.name]
-                secret, service, stateful_set = (items.get(kind, {}) for kind in KINDS)
-                if stateful_set and not secret:
-                    lost.append(database)
-                elif len(items) == len(KINDS):
-                    created = [item["metadata"]["creationTimestamp"] for item in (stateful_set, secret)]
-                    password = decoded((secret.get("data") or {}).get("password", ""))
-                    restored_for = (secret["metadata"].get("annotations") or {}).get(RESTORED)
-                    replaced = created[1] > created[0] and restored_for != stateful_set["metadata"]["uid"]
-                    if replaced or not PASSWORD.fullmatch(password):
-                        failures[database.name] = ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have "
-                                                           "another password: delete_db and create_db make it anew, without its data")
-                        continue
-                    host = service["spec"].get("clusterIP", "")
-                    if not re.fullmatch(r"[0-9.]+", host):  # SQLFlow takes no IPv6 address, and a headless Service has none.
-                        host = f"{database.name}.{self.kubectl.namespace}.svc"
-                    database.confirmed = {kind: Seen.of({"kind": kind, **item}).edition for kind, item in items.items()}
-                    database.password = password
-                    database.data_source = f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0"
-            lost = [database for database in lost if not database.leaving() and "Secret" not in database.objects
-                    and database.uids().get("StatefulSet") == found[database.name]["StatefulSet"]["metadata"]["uid"]]
-        for database in lost:
-            try:
-                self.give_up(database)
-            except ApiError as error:
-                failures[database.name] = error
-        return failures
-
-    def give_up(self, database: Database) -> None:
-        """Delete the StatefulSet whose Secret, and the password with it, is gone for good. Raises ApiError 409 or KubectlError."""
-        # By its name, as it may have lost no more than its labels.
-        if b"".join(self.kubectl("get", f"{KINDS['Secret']}/{database.name}", "--ignore-not-found", "-o", "name")):
-            raise ApiError(409, f"the Secret {database.name} lacks the labels of this playground: the maintainer must label it again")
-        with self.lock:
-            item = database.objects.get("StatefulSet")
-        if not item:
+    def read(self, group: list[Work]) -> None:
+        """Read these users' objects by their names. One that is there without our labels fails its work. Raises KubectlError."""
+        if not group:
             return
-        log.warning(logfmt("remake", user=item.user_id, client=item.client, uid=item.uid,
-                           reason="its Secret was deleted: the database and its data go too"))
-        # By its uid: one that was made anew meanwhile, with a Secret of its own, stays.
+        known = self.known(work.database for work in group)
+        names = [f"{KINDS[kind]}/{work.database.name}" for work in group for kind in reversed(KINDS)]
+        answer = b"".join(self.kubectl("get", *names, "--ignore-not-found", "-o", "json")) or b'{"items": []}'
+        items = json.loads(answer)
+        items = items.get("items", [items])
+        with self.lock:
+            ours = [item for item in items if OURS.items() <= (item["metadata"].get("labels") or {}).items()]
+            self.take(known, ours)
+            foreign = {item["metadata"]["name"]: item["kind"] for item in items if item not in ours}
+            for work in group:
+                if kind := foreign.get(work.database.name):
+                    work.failure = ApiError(409, f"the cluster has a {kind} {work.database.name} without this playground's labels: use "
+                                            "another user_id, or ask the maintainer to rename it, or to label it again if it was ours")
+
+    def repair_group(self, group: list[Work]) -> None:
+        """Delete, by uid, what was not made for the Secret that is there: nobody knows the password that it started with."""
+        self.read(group)  # The three watches may show different moments.
+        for work in group:
+            database = work.database
+            with self.lock:
+                objects = database.objects
+                lost = {kind: objects[kind] for kind in database.alien() if not objects[kind].leaving}
+                secret = objects.get("Secret")
+                # A Secret that came long after the StatefulSet was put there by somebody, and the database may be in use.
+                # Otherwise two servers' creating and deleting crossed, which takes no longer than one kubectl.
+                if "StatefulSet" in lost and secret and secret.created > lost["StatefulSet"].created + KUBECTL_SECONDS:
+                    work.failure = replaced(database)
+            for kind, item in lost.items() if not work.failure else ():
+                log.warning(logfmt("repair", user=item.user_id, client=item.client, deletes=f"{KINDS[kind]}/{database.name}", uid=item.uid,
+                                   reason="it was not made for the Secret that is there"))
+                if self.delete_one(database, kind, item) and kind == "StatefulSet" and not secret:
+                    database.note_for = item.user_id, item.client  # Beside a Secret it was so new that nobody was answered it.
+
+    def delete_one(self, database: Database, kind: str, item: Seen) -> bool:
+        """Delete an object unless it has become another one; return whether it was there. Raises KubectlError."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": item.uid}}
-        path = f"{PATHS['StatefulSet'].format(self.kubectl.namespace)}/{database.name}"
-        b"".join(self.kubectl("delete", "--raw", path, "-f", "-", stdin=json.dumps(options).encode()))
-        with self.lock:
-            self.mark_leaving(database, {item.uid})
-            database.note_for = item.user_id, item.client
+        try:
+            b"".join(self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-", stdin=json.dumps(options).encode()))
+        except KubectlError as error:
+            if error.reason not in ("not found", "conflict"):
+                raise
+            return False
+        self.mark_leaving(database, {kind: item.uid})
+        return True
 
-    def mark_leaving(self, database: Database, uids: set[str]) -> None:
+    def mark_leaving(self, database: Database, uids: dict[str, str]) -> None:
         """Note what was deleted from here; a watch may show it alive for a moment."""
-        database.objects = {kind: item._replace(leaving=item.leaving or item.uid in uids) for kind, item in database.objects.items()}
-        database.changed.notify_all()
-
-    def delete_group(self, group: list[Database]) -> dict[str, ApiError]:
-        """Delete many users' objects that carry our labels, StatefulSets first, with one kubectl."""
         with self.lock:
-            known = {database.name: database.uids() for database in group}
-        deleted = {line.decode().strip() for line in self.kubectl("delete", ",".join(reversed(KINDS.values())), "-l", in_users(group),
-                                                                  "--wait=false", "--ignore-not-found", "-o", "name")}
-        with self.lock:
-            for database in group:
-                self.mark_leaving(database, {uid for kind, uid in known[database.name].items()
-                                             if f"{KINDS[kind]}/{database.name}" in deleted})
-        return {}
+            database.objects = {kind: item._replace(leaving=item.leaving or item.uid == uids.get(kind))
+                                for kind, item in database.objects.items()}
+            database.changed.notify_all()
 
-    def explain_group(self, group: list[Database]) -> dict[str, ApiError]:
+    def delete_group(self, group: list[Work]) -> None:
+        """Delete many users' databases. The table may be late: whose they are, and that there are none, is read afresh."""
+        known = self.known(work.database for work in group)
+        self.take(known, json.loads(b"".join(self.kubectl("get", ALL, "-l", in_users(group), "-o", "json")))["items"])
+        with self.lock:
+            for work in group:
+                work.database.note_for, work.database.made = None, set()
+                try:
+                    work.database.check(*work.owner)
+                except ApiError as error:
+                    work.failure = error
+        self.remove([work for work in group if not work.failure and work.database.objects])
+
+    def remove(self, group: list[Work]) -> None:
+        """Delete many users' objects that carry our labels, StatefulSets first, with one kubectl. Raises KubectlError."""
+        if not group:
+            return
+        known = self.known(work.database for work in group)
+        deleted = {line.decode().strip() for line in self.kubectl(
+            "delete", ALL, "-l", in_users(group), "--wait=false", "--ignore-not-found", "-o", "name")}
+        for database, objects in known.items():
+            self.mark_leaving(database, {kind: item.uid for kind, item in objects.items() if f"{KINDS[kind]}/{database.name}" in deleted})
+
+    def explain_group(self, group: list[Work]) -> None:
         """Find out why these users' databases are not ready, with one read of pods and one of events."""
         reasons: dict[str, ApiError] = {}
         path = f"/api/v1/namespaces/{self.kubectl.namespace}/"
@@ -1181,7 +1166,8 @@ class Cluster:
                                           Retry_After="30")
                     reasons.setdefault(event["involvedObject"]["name"], reason)
         unknown = NotReady(503, "the database is not ready yet: ask again, its creation goes on", Retry_After="2")
-        return {database.name: reasons.get(database.name, unknown) for database in group}
+        for work in group:
+            work.failure = reasons.get(work.database.name, unknown)
 
     def check_template(self) -> None:
         """Have the API server validate the template once: a misspelt field passes in create_group, which skips that for speed."""
@@ -1205,17 +1191,23 @@ def listed(items: list[dict[str, Any]]) -> bytes:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
 
 
-def in_users(group: list[Database]) -> str:
-    """Return the label selector of these databases' objects and pods."""
-    return f"{SELECTOR},{USER} in ({','.join(database.name[len('mysql-'):] for database in group)})"
+def in_users(group: list[Work]) -> str:
+    """Return the label selector of these users' objects and pods."""
+    return f"{SELECTOR},{USER} in ({','.join(work.database.name[len('mysql-'):] for work in group)})"
 
 
 def decoded(data: str) -> str:
-    """Decode a Secret's value; empty if it is none of ours."""
-    try:
-        return base64.b64decode(data).decode("ascii")
-    except ValueError:
-        return ""
+    """Decode a Secret's password; empty if it is not of PASSWORD's form."""
+    with contextlib.suppress(ValueError):
+        password = base64.b64decode(data).decode("ascii")
+        return password if PASSWORD.fullmatch(password) else ""
+    return ""
+
+
+def replaced(database: Database) -> ApiError:
+    """Return the 409 for a Secret that is not the one that the database started with."""
+    return ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have another password: put the old one "
+                    "back, or delete_db and create_db make the database anew, without its data")
 
 
 def pod_reason(pod: dict[str, Any]) -> str:
@@ -1237,7 +1229,7 @@ PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
 # Values no user can have, with which a template is tried.
 EXAMPLE = {"name": "mysql-example--000000000000", "slug": "example--000000000000", "user_id": "an example", "client": "a client",
-           "password": "0" * 32, "now": "a time"}
+           "set": "0" * 16, "password": "0" * 32, "now": "a time"}
 
 
 def lacks(expected: dict[str, Any], found: Any, path: str = "") -> Iterator[str]:
@@ -1266,7 +1258,7 @@ class Template:
             raise ValueError(f"must hold one {', one '.join(KINDS)} and nothing else, but holds {', '.join(map(str, kinds)) or 'nothing'}")
         self.objects.sort(key=lambda item: list(KINDS).index(item["kind"]))
         labels = {**OURS, USER: "${slug}"}
-        metadata = {"name": "${name}", "labels": labels, "annotations": {USER_ID: "${user_id}", CLIENT: "${client}"}}
+        metadata = {"name": "${name}", "labels": labels, "annotations": {USER_ID: "${user_id}", CLIENT: "${client}", SET: "${set}"}}
         more: dict[str, Any] = {
             "Secret": {"stringData": {"password": "${password}"}}, "Service": {"spec": {"selector": labels}},
             "StatefulSet": {"metadata": {"annotations": {LAST_BEAT: "${now}"}},
@@ -1309,6 +1301,7 @@ REASONS: dict[str, tuple[str, str, int]] = {
     "forbidden": (r"\((Forbidden|Unauthorized)\)|must be logged in", "this server lacks a right in the cluster: "
                   "its maintainer must grant it", 502),
     "not found": (r"\(NotFound\)", "the server's namespace is not in the cluster: its maintainer must create it", 502),
+    "conflict": (r"\(Conflict\)", "the object was changed meanwhile: ask again", 503),
     "expired": (r"\((Expired|Gone)\)", "the cluster's history is being read anew: ask again", 503),
     "starting": (r"(?!)", "this server does not know the cluster yet: ask again", 503),
     "template": (r"(?!)", "the cluster refuses this server's template: its maintainer must correct it, and start the server again", 502),
