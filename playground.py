@@ -1118,6 +1118,7 @@ class Cluster:
     def mark_leaving(self, database: Database, uids: dict[str, str]) -> None:
         """Note what was deleted from here; a watch may show it alive for a moment."""
         with self.lock:
+            database.made = set()  # Nobody waits for it to show any more.
             database.objects = {kind: item._replace(leaving=item.leaving or item.uid == uids.get(kind))
                                 for kind, item in database.objects.items()}
             database.changed.notify_all()
@@ -1128,7 +1129,7 @@ class Cluster:
         self.take(known, json.loads(b"".join(self.kubectl("get", ALL, "-l", in_users(group), "-o", "json")))["items"])
         with self.lock:
             for work in group:
-                work.database.note_for, work.database.made = None, set()
+                work.database.note_for = None
                 try:
                     work.database.check(*work.owner)
                 except ApiError as error:
