@@ -216,6 +216,12 @@ def running(pid: int) -> bool:
         return False
 
 
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # It may have ended by itself meanwhile.
+            os.kill(pid, signal.SIGKILL)
+
+
 def objects_of(user_id: str) -> list[str]:
     listing = kubectl("get", "statefulset,service,secret", "-l", f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
     return listing.split()
@@ -630,8 +636,7 @@ class Ending(unittest.TestCase):
         with Running(f"--kubectl={path('vanishing')}") as server:
             eventually(lambda: len(server.children()) >= 3, "the watches run")
             os.remove(path("vanishing"))
-            for pid in server.children():
-                os.kill(pid, signal.SIGKILL)
+            kill(server.children())
             eventually(lambda: "cannot run kubectl" in server.call("alice", "status")[1]["cluster"], "it notices")
             status, answer, _ = server.call("alice", "create_db", "alice")
             self.assertEqual((status, "cannot run kubectl" in answer["error"]), (503, True))
@@ -852,8 +857,7 @@ class Databases(unittest.TestCase):
             self.assertEqual(late.call("bob", "create_db", "unseen")[0], 403)
             self.assertEqual(late.call("alice", "delete_db", "unseen")[0], 200)
             eventually(lambda: not objects_of("unseen"), "it is deleted")
-            for pid in stopped:
-                os.kill(pid, signal.SIGKILL)
+            kill(stopped)
 
     def test_secret_without_its_label_is_not_lost_and_nothing_is_deleted(self) -> None:
         self.create("unlabelled")
@@ -997,8 +1001,7 @@ class Troubles(unittest.TestCase):
             server.known()
             self.assertEqual(server.call("alice", "create_db", "late")[0], 200)
             shutil.copy(path("dead.kubeconfig"), path("kubeconfig"))
-            for pid in server.children():  # The watches end, and find nothing there any more.
-                os.kill(pid, signal.SIGKILL)
+            kill(server.children())  # The watches end, and find nothing there any more.
             eventually(lambda: "does not answer" in server.call("alice", "status")[1]["cluster"], "the cluster is gone")
             self.assertEqual(server.call("alice", "create_db", "late")[0], 200)  # Known and running: answered from memory.
             self.assertEqual(server.call("alice", "create_db", "later")[0], 503)
