@@ -120,15 +120,26 @@ KUBECTL_SECONDS = 30.0
 GROUP_USERS = 50
 # Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
 CREATING_KUBECTLS = 2
+# StatefulSets whose heart beat one kubectl writes down, a request each: as above, it slows down after 300.
+BEATS_PER_KUBECTL = 250
+# Idle databases deleted in one round, three kubectls each, one after the other: some 6 s, for which a
+# user who returns meanwhile has to wait. The rest is the next round's.
+SWEPT_PER_ROUND = 30
+# Users whose beats came before the cluster was known, and are held until then; more are dropped, and
+# beat again. Some 200 bytes each.
+MAX_EARLY_BEATS = 10_000
+
 # One watch; it is started again from where it was beyond it, so that a connection which has died
 # silently costs at most this. Starting three kubectls a minute costs 0.3 s of one core.
 WATCH_SECONDS = 60
 # Pauses between failing watches double from the first to the last, a little random so that replicas
 # do not come all at once. The last is how long a recovered cluster may go unnoticed.
 WATCH_PAUSES_SECONDS = (0.25, 5.0)
-# Finishing what is in flight after SIGTERM; what is left is dropped beyond it. Longer than
-# CREATE_SECONDS, shorter than the 30 s that Kubernetes gives a pod.
+# Finishing what is in flight after SIGTERM; what is left is dropped beyond it. Longer than CREATE_SECONDS.
 STOP_SECONDS = 20.0
+# Writing down the last heart beats after SIGTERM, most of them meanwhile; lost beyond it. Together with
+# the above shorter than the 30 s that Kubernetes gives a pod.
+LAST_BEATS_SECONDS = 5.0
 
 
 # ---- Errors and the log -----------------------------------------------------------------------------
@@ -281,16 +292,13 @@ class Server(http.server.ThreadingHTTPServer):
         log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
 
     def stop(self) -> None:
-        """Stop accepting, let busy connections finish their answer within STOP_SECONDS, end the others."""
+        """Stop accepting, end the connections that are idle, and the others with their answer."""
         self.shutdown()
         self.server_close()
-        deadline = time.monotonic() + STOP_SECONDS
         with self.lock:
             self.stopping = True
             for connection in (*self.strangers, *self.idle):
                 hang_up(connection)
-        while self.clients and time.monotonic() < deadline:
-            time.sleep(0.02)
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -614,12 +622,11 @@ SET = PREFIX + "set"
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
 RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
+# What outlives the sweep carries it: a persistent database's claim and password.
+KEEP = PREFIX + "keep"
 # In the order of creation: a pod starts with the Secret that is there, so that a Secret missing beside a
-# StatefulSet is known to have been deleted.
-KINDS = {"Secret": "secret", "Service": "service", "StatefulSet": "statefulset.apps"}
-ALL = ",".join(reversed(KINDS.values()))  # StatefulSets first, for deleting: what is running ends before its password goes.
-PATHS = {"Secret": "/api/v1/namespaces/{}/secrets", "Service": "/api/v1/namespaces/{}/services",
-         "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets"}
+# StatefulSet or a claim is known to have been deleted. Every template has all of them but the claim.
+KINDS = {"Secret": "secret", "PersistentVolumeClaim": "persistentvolumeclaim", "Service": "service", "StatefulSet": "statefulset.apps"}
 
 
 def slug(user_id: str) -> str:
@@ -639,6 +646,14 @@ def rfc3339(seconds: float) -> str:
     return time.strftime(RFC_3339, time.gmtime(seconds))
 
 
+def is_time(text: str) -> bool:
+    """Tell whether a text is a time as this server writes it."""
+    with contextlib.suppress(ValueError):
+        time.strptime(text, RFC_3339)
+        return True
+    return False
+
+
 REMADE = "the database was made anew: its password had been deleted in the cluster, and its data went with it"
 
 
@@ -646,36 +661,45 @@ class Seen(NamedTuple):
     """What is kept of an object in the cluster; 1,000 databases have 3,000 of these."""
 
     uid: str
+    version: str
     created: float
     set_id: str
     user_id: str
     client: str
     last_beat: str
+    keep: bool  # It outlives the sweep.
     leaving: bool
     ready: bool  # Of a StatefulSet: its pod is.
+    stopped: bool  # Of a StatefulSet: somebody scaled it to 0.
     password: str  # Of a Secret; empty if it is none that SQLFlow can paste anywhere without quoting it.
     host: str  # Of a Service.
 
     @classmethod
     def of(cls, item: dict[str, Any]) -> Seen:
         """Reduce an object as the API server sends it."""
-        metadata, status = item["metadata"], item.get("status") or {}
+        metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations = metadata.get("annotations") or {}
-        return cls(metadata["uid"], calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)), annotations.get(SET, ""),
-                   annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), annotations.get(LAST_BEAT, ""),
-                   "deletionTimestamp" in metadata, status.get("readyReplicas", 0) > 0,
-                   decoded((item.get("data") or {}).get("password", "")), (item.get("spec") or {}).get("clusterIP", ""))
+        return cls(
+            uid=metadata["uid"], version=metadata["resourceVersion"],
+            created=calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)),
+            set_id=annotations.get(SET, ""), user_id=annotations.get(USER_ID, ""), client=annotations.get(CLIENT, ""),
+            last_beat=annotations.get(LAST_BEAT, ""), keep=KEEP in annotations, leaving="deletionTimestamp" in metadata,
+            ready=status.get("readyReplicas", 0) > 0, stopped=spec.get("replicas", 1) == 0,
+            password=decoded((item.get("data") or {}).get("password", "")), host=spec.get("clusterIP", ""))
 
 
 class Database:
     """One user's set of objects as the watches show it, and what is under way with it here."""
 
-    def __init__(self, lock: threading.RLock, name: str) -> None:
-        self.name = name
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.name, self.kinds = name, cluster.kinds
         self.objects: dict[str, Seen] = {}
-        self.changed = threading.Condition(lock)
+        self.changed = threading.Condition(cluster.lock)
         self.waiting = 0
-        self.last_beat = ""
+        # When its user was last heard of, here or as another server wrote it down, and whether that is still to be
+        # written down. By time.monotonic: a wall clock may step, and other servers have other ones.
+        self.heard_at = time.monotonic()
+        self.unwritten = False
         # The password that the set of this id started with, should its Secret be deleted by hand.
         self.remembered = ("", "")
         # What is under way, for whom it is being created, and what was made but may not show until when.
@@ -685,6 +709,10 @@ class Database:
         self.settles_at = 0.0
         # Whom to tell that the database was made anew, without its data.
         self.note_for: tuple[str, str] | None = None
+
+    def hear(self) -> None:
+        """Note that the user is there."""
+        self.heard_at, self.unwritten = time.monotonic(), True
 
     def owner(self) -> tuple[str, str] | None:
         """Return the user id and the client that the set belongs to, or None if there is no set."""
@@ -705,18 +733,28 @@ class Database:
         """Tell whether some object of the set is being deleted."""
         return any(item.leaving for item in self.objects.values())
 
+    def credentials(self) -> tuple[str, str] | None:
+        """Return the set's id and password, from its Secret or from memory, or None if it has none that can be had."""
+        if secret := self.objects.get("Secret"):
+            return secret.set_id, secret.password
+        started = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
+        return self.remembered if started and self.remembered[1] else None
+
     def alien(self) -> list[str]:
-        """Return the kinds whose objects were not made for the Secret that is there, or for none that can be had again."""
-        secret = self.objects.get("Secret")
-        stateful_set = self.objects.get("StatefulSet")
-        own = secret.set_id if secret else self.remembered[0] if stateful_set and self.remembered[1] else None
-        return [kind for kind, item in self.objects.items() if item.set_id != own]
+        """Return the kinds whose objects were not made for the set's password."""
+        set_id, _ = self.credentials() or (None, "")
+        return [kind for kind, item in self.objects.items() if item.set_id != set_id]
+
+    def last_beat(self) -> str:
+        """Return the time of the last heart beat (RFC 3339), as written down if it was."""
+        written = self.objects["StatefulSet"].last_beat
+        return written if is_time(written) and not self.unwritten else rfc3339(time.time() - time.monotonic() + self.heard_at)
 
     def status(self) -> str:
         """Return ready, starting or absent."""
         if "StatefulSet" not in self.objects or self.leaving():
             return "starting" if self.work else "absent"
-        whole = len(self.objects) == len(KINDS) and not self.alien()
+        whole = len(self.objects) == len(self.kinds) and not self.alien()
         return "ready" if whole and self.objects["StatefulSet"].ready else "starting"
 
 
@@ -777,29 +815,38 @@ class Group:
 class Cluster:
     """The databases in one namespace: observed by three watches, changed by groups of kubectl."""
 
-    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int, max_databases_per_client: int) -> None:
-        self.kubectl, self.template = kubectl, template
+    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int, max_databases_per_client: int,
+                 idle_timeout: float, sweep_interval: float) -> None:
+        self.kubectl, self.template, self.kinds = kubectl, template, template.kinds
+        # StatefulSets first, for deleting: what is running ends before its password goes.
+        self.resources = ",".join(KINDS[kind] for kind in reversed(self.kinds))
+        self.idle_timeout, self.sweep_interval = idle_timeout, sweep_interval
         self.max_databases, self.max_databases_per_client = max_databases, max_databases_per_client
         self.lock = threading.RLock()
         self.databases: dict[str, Database] = {}
         # Why each kind is not being watched and the template was not found good, of REASONS; empty when it is.
-        self.troubles = dict.fromkeys((*KINDS, "template"), "starting")
+        self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
         self.unknown = set(self.troubles)  # Those that never were good so far.
+        self.early_beats: set[tuple[str, str]] = set()
         self.synchronised = threading.Condition(self.lock)
         self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
         self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
+        self.sweeping = Group(self, self.sweep_group, SWEPT_PER_ROUND)
+        self.ending = (self.deleting, self.sweeping)  # create_db comes after them: what it asks for is there anew, or still.
         self.repairing = Group(self, self.repair_group, GROUP_USERS)
         self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
 
     def path(self, kind: str) -> str:
         """Return the API server's path of a kind in our namespace."""
-        return PATHS[kind].format(self.kubectl.namespace)
+        resource, _, group = KINDS[kind].partition(".")
+        return f"{f'/apis/{group}' if group else '/api'}/v1/namespaces/{self.kubectl.namespace}/{resource}s"
 
     def start(self) -> None:
         """Start to observe the cluster, without waiting for it."""
-        for kind in KINDS:
+        for kind in self.kinds:
             threading.Thread(target=self.watch, args=(kind,), name=f"watch {kind}", daemon=True).start()
         threading.Thread(target=self.check_template, name="check template", daemon=True).start()
+        threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
     # -- what the API functions call
 
@@ -810,9 +857,9 @@ class Cluster:
             for _ in turns:
                 # Why it was not ready when somebody else's time was up is no answer yet.
                 early = work and isinstance(work.failure, NotReady) and time.monotonic() < deadline - REASON_SECONDS
-                if work and work.failure and work.group is not self.deleting and not early:
+                if work and work.failure and work.group not in self.ending and not early:
                     raise work.failure
-                if database.status() == "ready":
+                if database.status() == "ready" and not (database.work and database.work.group in self.ending):
                     return self.answer(database, (user_id, client))
                 if not database.work:
                     self.advance(database, (user_id, client), deadline)
@@ -838,8 +885,10 @@ class Cluster:
             database = self.databases.get("mysql-" + slug(user_id))
             if database:
                 database.check(user_id, client)
-                database.last_beat = rfc3339(time.time())
-            if self.unknown & KINDS.keys():
+                database.hear()
+            if not self.observed():
+                if len(self.early_beats) < MAX_EARLY_BEATS:
+                    self.early_beats.add((user_id, client))
                 return "unknown"
             return database.status() if database else "absent"
 
@@ -849,8 +898,7 @@ class Cluster:
             self.wait_synchronised(0)
             owned = [(database.objects["StatefulSet"], database) for database in self.databases.values()
                      if "StatefulSet" in database.objects]
-            return sorted(({"user_id": item.user_id, "status": database.status(),
-                            "last_heart_beat": max(item.last_beat, database.last_beat)}
+            return sorted(({"user_id": item.user_id, "status": database.status(), "last_heart_beat": database.last_beat()}
                            for item, database in owned if item.client == client), key=lambda entry: entry["user_id"])
 
     def status(self) -> str:
@@ -867,7 +915,7 @@ class Cluster:
         with self.lock:
             self.wait_synchronised(deadline - REASON_SECONDS)
             name = "mysql-" + slug(user_id)
-            database = self.databases.setdefault(name, Database(self.lock, name))
+            database = self.databases.setdefault(name, Database(self, name))
             database.waiting += 1
             try:
                 yield database, self.turns(database, user_id, client, deadline)
@@ -895,7 +943,9 @@ class Cluster:
             pass  # What goes or was just made shows in the watches soon.
         elif database.alien():
             self.repairing.submit(database, owner)
-        elif len(objects) < len(KINDS):
+        elif any(item.stopped for item in objects.values()):
+            raise unavailable("the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
+        elif len(objects) < len(self.kinds):
             if not objects:
                 self.check_quota(owner[1])
             database.requested_by = owner
@@ -908,6 +958,7 @@ class Cluster:
             raise replaced(database)
         if not re.fullmatch(r"[0-9.]+", host):  # SQLFlow takes no IPv6 address, and a headless Service has none.
             host = f"{database.name}.{self.kubectl.namespace}.svc"
+        database.hear()
         anew, database.note_for = database.note_for == owner, None
         return {"user_id": owner[0], "data_source": f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0",
                 **({"note": REMADE} if anew else {})}
@@ -925,6 +976,10 @@ class Cluster:
         """Drop a database's entry when there is nothing to know about it."""
         if not (database.objects or database.waiting or database.work):
             self.databases.pop(database.name, None)
+
+    def observed(self) -> bool:
+        """Tell whether every kind has been listed once."""
+        return self.unknown <= {"template"}
 
     def wait_synchronised(self, deadline: float) -> None:
         """Wait for the first listings and the template's check. Raises ApiError 502 or 503 when they fail, at once."""
@@ -985,10 +1040,15 @@ class Cluster:
         if not name.startswith("mysql-"):
             return
         with self.lock:
-            database = self.databases.setdefault(name, Database(self.lock, name))
+            database = self.databases.setdefault(name, Database(self, name))
             before = database.objects.get(kind, now)
             if not gone:
                 database.requested_by = None if not database.work else database.requested_by
+                if before is now or (before.uid, before.last_beat) != (now.uid, now.last_beat):
+                    database.heard_at = time.monotonic()  # Made, or written down by another server, just now.
+                    if kind == "StatefulSet" and not is_time(now.last_beat):
+                        log.warning(logfmt("heart_beat", user=now.user_id, client=now.client, last_beat=now.last_beat[:80],
+                                           reason="it is no time in RFC 3339, and is taken for now"))
                 # What was deleted from here stays so; a watch may show it alive for a moment.
                 database.objects[kind] = now._replace(leaving=now.leaving or before.leaving and before.uid == now.uid)
                 if now.password:
@@ -1003,12 +1063,12 @@ class Cluster:
         with self.lock:
             return {database: dict(database.objects) for database in databases}
 
-    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]], kinds: Sequence[str] = tuple(KINDS)) -> None:
+    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]], kinds: Iterable[str] = ()) -> None:
         """Take a listing of these databases and kinds in place of what was known before; what the watches showed since is newer."""
         with self.lock:
             found = {(item["metadata"]["name"], item["kind"]): item for item in items}
             for database, before in known.items():
-                for kind in kinds:
+                for kind in kinds or self.kinds:
                     item, now = found.pop((database.name, kind), None), database.objects.get(kind)
                     if now is before.get(kind):
                         if item:
@@ -1033,12 +1093,10 @@ class Cluster:
         with self.lock:
             for work in group:
                 database, (user_id, client) = work.database, work.owner
-                secret, anew = database.objects.get("Secret"), (secrets.token_hex(8), secrets.token_hex(16))
-                set_id, password = ((secret.set_id, secret.password) if secret else
-                                    database.remembered if "StatefulSet" in database.objects else anew)
+                set_id, password = database.credentials() or (secrets.token_hex(8), secrets.token_hex(16))
                 values = {"name": database.name, "slug": slug(user_id), "user_id": user_id, "client": client,
                           "set": set_id, "password": password, "now": rfc3339(time.time())}
-                database.made = KINDS.keys() - database.objects.keys()
+                database.made = set(self.kinds) - database.objects.keys()
                 passwords.append(password)
                 wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
         if not wanted:
@@ -1062,7 +1120,7 @@ class Cluster:
         taken = list(dict.fromkeys(taken))
         self.read(taken)
         # What was made beside a stranger's object is no use to anybody, if all the rest was made now.
-        if useless := [work for work in taken if work.failure and len(work.database.made) == len(KINDS)]:
+        if useless := [work for work in taken if work.failure and len(work.database.made) == len(self.kinds)]:
             with contextlib.suppress(KubectlError):
                 self.remove(useless)
 
@@ -1071,7 +1129,7 @@ class Cluster:
         if not group:
             return
         known = self.known(work.database for work in group)
-        names = [f"{KINDS[kind]}/{work.database.name}" for work in group for kind in reversed(KINDS)]
+        names = [f"{KINDS[kind]}/{work.database.name}" for work in group for kind in reversed(self.kinds)]
         answer = b"".join(self.kubectl("get", *names, "--ignore-not-found", "-o", "json")) or b'{"items": []}'
         items = json.loads(answer)
         items = items.get("items", [items])
@@ -1093,19 +1151,23 @@ class Cluster:
                 objects = database.objects
                 lost = {kind: objects[kind] for kind in database.alien() if not objects[kind].leaving}
                 secret = objects.get("Secret")
-                # A Secret that came long after the StatefulSet was put there by somebody, and the database may be in use.
+                # A Secret that came long after what holds the data was put there by somebody, and the data may be in use.
                 # Otherwise two servers' creating and deleting crossed, which takes no longer than one kubectl.
-                if "StatefulSet" in lost and secret and secret.created > lost["StatefulSet"].created + KUBECTL_SECONDS:
+                if secret and any(secret.created > item.created + KUBECTL_SECONDS for kind, item in lost.items() if kind != "Service"):
                     work.failure = replaced(database)
+                elif "PersistentVolumeClaim" in lost and not secret:
+                    work.failure = ApiError(409, f"the Secret {database.name} was deleted, and the password of this user's data "
+                                            "with it: the maintainer can put it back; delete_db gives the data up")
             for kind, item in lost.items() if not work.failure else ():
                 log.warning(logfmt("repair", user=item.user_id, client=item.client, deletes=f"{KINDS[kind]}/{database.name}", uid=item.uid,
                                    reason="it was not made for the Secret that is there"))
                 if self.delete_one(database, kind, item) and kind == "StatefulSet" and not secret:
                     database.note_for = item.user_id, item.client  # Beside a Secret it was so new that nobody was answered it.
 
-    def delete_one(self, database: Database, kind: str, item: Seen) -> bool:
+    def delete_one(self, database: Database, kind: str, item: Seen, **preconditions: str) -> bool:
         """Delete an object unless it has become another one; return whether it was there. Raises KubectlError."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "preconditions": {"uid": item.uid}}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
+                   "preconditions": {"uid": item.uid, **preconditions}}
         try:
             b"".join(self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-", stdin=json.dumps(options).encode()))
         except KubectlError as error:
@@ -1126,14 +1188,16 @@ class Cluster:
     def delete_group(self, group: list[Work]) -> None:
         """Delete many users' databases. The table may be late: whose they are, and that there are none, is read afresh."""
         known = self.known(work.database for work in group)
-        self.take(known, json.loads(b"".join(self.kubectl("get", ALL, "-l", in_users(group), "-o", "json")))["items"])
+        self.take(known, json.loads(b"".join(self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json")))["items"])
+        # What the watches know and the selector did not find has gone, or its label for the user was edited.
+        self.read([work for work in group if known[work.database].keys() > work.database.objects.keys()])
         with self.lock:
             for work in group:
                 work.database.note_for = None
                 try:
                     work.database.check(*work.owner)
                 except ApiError as error:
-                    work.failure = error
+                    work.failure = work.failure or error
         self.remove([work for work in group if not work.failure and work.database.objects])
 
     def remove(self, group: list[Work]) -> None:
@@ -1142,9 +1206,80 @@ class Cluster:
             return
         known = self.known(work.database for work in group)
         deleted = {line.decode().strip() for line in self.kubectl(
-            "delete", ALL, "-l", in_users(group), "--wait=false", "--ignore-not-found", "-o", "name")}
+            "delete", self.resources, "-l", in_users(group), "--wait=false", "--ignore-not-found", "-o", "name")}
         for database, objects in known.items():
-            self.mark_leaving(database, {kind: item.uid for kind, item in objects.items() if f"{KINDS[kind]}/{database.name}" in deleted})
+            found = {kind: item for kind, item in objects.items() if f"{KINDS[kind]}/{database.name}" in deleted}
+            self.mark_leaving(database, {kind: item.uid for kind, item in found.items()})
+            for kind, item in objects.items() - found.items():
+                self.delete_one(database, kind, item)
+
+    # -- heart beats and the sweep
+
+    def sweep(self) -> NoReturn:
+        """Every round write down the beats, and then have deleted what has been idle for too long."""
+        while True:
+            time.sleep(max(self.sweep_interval, 0.1))
+            try:
+                self.write_beats()
+                self.submit_idle()
+            except Exception:
+                log.error(logfmt("sweep", error=traceback.format_exc()))
+
+    def write_beats(self) -> None:
+        """Write the beats of this round into the cluster, where a restart and other servers find them."""
+        with self.lock:
+            if not self.observed():
+                return
+            for database in self.databases.values():
+                if database.owner() in self.early_beats:
+                    database.hear()
+            self.early_beats.clear()
+            heard = [database for database in self.databases.values() if database.unwritten and "StatefulSet" in database.objects]
+        beat = f"{LAST_BEAT}={rfc3339(time.time())}"
+        for start in range(0, len(heard), BEATS_PER_KUBECTL):
+            group = {f"{KINDS['StatefulSet']}/{database.name}": database for database in heard[start:start + BEATS_PER_KUBECTL]}
+            manifest = listed([{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": database.name}}
+                               for database in group.values()])
+            for database in group.values():
+                database.unwritten = False  # What is heard from here on is the next round's.
+            try:
+                for line in self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest):
+                    group.pop(line.decode().strip(), None)
+            except KubectlError:
+                for database in group.values():  # What has gone meanwhile is not in the next round.
+                    database.unwritten = True
+
+    def idle(self, database: Database) -> dict[str, Seen]:
+        """Return what is to be deleted of a database whose user has not been heard of for too long, on any server."""
+        # Two rounds more: in one the other server writes its beat, and in one this server sees it.
+        limit = self.idle_timeout + 2 * self.sweep_interval
+        if not self.idle_timeout or database.waiting or time.monotonic() - database.heard_at <= limit:
+            return {}
+        return {kind: item for kind, item in database.objects.items() if not item.keep and not item.leaving}
+
+    def submit_idle(self) -> None:
+        """Have databases deleted that are idle, and what is left of half-made ones."""
+        with self.lock:
+            idle = [database for database in self.databases.values() if not database.work and self.idle(database)]
+            for database in random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):  # Not always the same first, should they fail.
+                self.sweeping.submit(database, database.owner() or ("", ""))
+
+    def sweep_group(self, group: list[Work]) -> None:
+        """Delete idle databases, each unless its user is heard of before the API server has deleted it."""
+        self.read(group)  # A beat counts that the watch does not show yet.
+        for work in group:
+            with self.lock:
+                doomed = {} if work.failure else self.idle(work.database)
+            # A beat that is written from here on changes the version, and saves its database.
+            stateful_set = doomed.pop("StatefulSet", None)
+            with contextlib.suppress(KubectlError):  # It is in the log, and the next round tries again.
+                if stateful_set and not self.delete_one(work.database, "StatefulSet", stateful_set, resourceVersion=stateful_set.version):
+                    continue
+                for kind, item in doomed.items():
+                    self.delete_one(work.database, kind, item)
+                if stateful_set or doomed:
+                    user_id, client = work.owner
+                    log.info(logfmt("sweep", user=user_id, client=client, last_beat=stateful_set.last_beat if stateful_set else "-"))
 
     def explain_group(self, group: list[Work]) -> None:
         """Find out why these users' databases are not ready, with one read of pods and one of events."""
@@ -1173,7 +1308,7 @@ class Cluster:
     def check_template(self) -> None:
         """Have the API server validate the template once: a misspelt field passes in create_group, which skips that for speed."""
         with self.lock:
-            self.synchronised.wait_for(lambda: self.unknown <= {"template"})
+            self.synchronised.wait_for(self.observed)
         manifest = listed(self.template.fill({**EXAMPLE, "now": rfc3339(0)}))
         while "template" in self.unknown:
             try:
@@ -1213,6 +1348,8 @@ def replaced(database: Database) -> ApiError:
 
 def pod_reason(pod: dict[str, Any]) -> str:
     """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
+    if "deletionTimestamp" in pod["metadata"]:
+        return "the database's old pod does not go (Terminating): ask again; if it stays, its maintainer finds why with kubectl describe"
     status = pod.get("status", {})
     reasons = [condition.get("reason", "") for condition in status.get("conditions", []) if condition["type"] == "PodScheduled"]
     reasons += [container.get("state", {}).get("waiting", {}).get("reason", "") for container in status.get("containerStatuses", [])]
@@ -1255,13 +1392,17 @@ class Template:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
         kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
-        if sorted(map(str, kinds)) != sorted(KINDS):
-            raise ValueError(f"must hold one {', one '.join(KINDS)} and nothing else, but holds {', '.join(map(str, kinds)) or 'nothing'}")
-        self.objects.sort(key=lambda item: list(KINDS).index(item["kind"]))
+        self.kinds = [kind for kind in KINDS if kind in kinds]
+        if sorted(map(str, kinds)) not in (sorted(KINDS), sorted(KINDS.keys() - {"PersistentVolumeClaim"})):
+            raise ValueError("must hold one Secret, one Service, one StatefulSet, at most one PersistentVolumeClaim and nothing else, "
+                             f"but holds {', '.join(map(str, kinds)) or 'nothing'}")
+        self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
         labels = {**OURS, USER: "${slug}"}
         metadata = {"name": "${name}", "labels": labels, "annotations": {USER_ID: "${user_id}", CLIENT: "${client}", SET: "${set}"}}
+        kept = {"metadata": {"annotations": {KEEP: "true"}}} if "PersistentVolumeClaim" in kinds else {}
         more: dict[str, Any] = {
-            "Secret": {"stringData": {"password": "${password}"}}, "Service": {"spec": {"selector": labels}},
+            "Secret": {"stringData": {"password": "${password}"}, **kept}, "PersistentVolumeClaim": kept,
+            "Service": {"spec": {"selector": labels}},
             "StatefulSet": {"metadata": {"annotations": {LAST_BEAT: "${now}"}},
                             "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}}}}}
         for item in self.objects:
@@ -1293,6 +1434,8 @@ class Template:
 REASONS: dict[str, tuple[str, str, int]] = {
     "quota": (r"exceeded quota", "the cluster's quota is used up: ask again when others have left, or ask the maintainer for more", 429),
     "exists": (r"\(AlreadyExists\)", "the object exists already", 409),
+    "ending": (r"because it is being terminated", "the server's namespace is being deleted from the cluster: its maintainer must create "
+               "it anew", 502),
     "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|TLS handshake timeout|"
                     r"deadline exceeded|no such host|no route to host|connection reset|: EOF|stream error|x509:|failed to download openapi|"
                     r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
@@ -1449,10 +1592,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("kubectl", "kubectl", "kubectl program, 1.20 or later")
     option("templates", os.path.join(os.path.dirname(os.path.abspath(__file__)), "k8s_templates"), "folder of the templates")
     option("db_template", "mysql.yaml", "template of a database, in that folder")
+    option("idle_timeout", 12 * 3600.0, "seconds without a heart beat after which a database is deleted; 0 for never", type=seconds)
+    option("sweep_interval", 60.0, "seconds between two rounds of writing heart beats down and deleting what is idle", type=seconds)
     option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
     option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds from the command line. Raises ValueError."""
+    value = float(text)
+    if not 0 <= value <= 1e8:
+        raise ValueError
+    return value
 
 
 def refuse(what: str, remedy: str) -> NoReturn:
@@ -1529,7 +1682,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s level=%(levelname)s %(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%SZ")
     logging.Formatter.converter = time.gmtime
-    cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client)
+    cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
+                      options.idle_timeout, options.sweep_interval)
     try:
         server = Server((options.host, options.port), lambda: tls_context(options.ca_crt, options.server_crt, options.server_key), cluster)
     except (OSError, OverflowError) as error:
@@ -1548,7 +1702,15 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
     log.info(logfmt("stop", seconds=STOP_SECONDS))
+    deadline = time.monotonic() + STOP_SECONDS
+    last = threading.Timer(STOP_SECONDS + LAST_BEATS_SECONDS, kubectl.stop)
+    last.daemon = True
+    last.start()
     server.stop()
+    cluster.write_beats()
+    while server.clients and time.monotonic() < deadline:
+        time.sleep(0.02)
+    cluster.write_beats()
     kubectl.stop()
     return 0
 

@@ -25,6 +25,7 @@ import threading
 import time
 import unittest
 import unittest.mock
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -54,8 +55,13 @@ def setUpModule() -> None:
                         "users": [{"name": "dead", "user": {"token": "none"}}],
                         "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}]}, file)
     if KUBECONFIG:
-        kubectl("create", "namespace", namespace)
-        unittest.addModuleCleanup(kubectl, "delete", "namespace", namespace, "--wait=false")
+        unittest.addModuleCleanup(kubectl, "delete", "namespace", "-l", f"playground-test={os.getpid()}", "--wait=false")
+        make_namespace(namespace)
+
+
+def make_namespace(name: str) -> None:
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, f"playground-test={os.getpid()}")
 
 
 def path(*names: str) -> str:
@@ -148,6 +154,15 @@ class Running:
 
     def children(self) -> list[int]:
         return descendants(self.process.pid)
+
+    def blind(self, resource: str) -> int:
+        """Stop the kubectl that watches a resource, so that the table gets late; return its pid."""
+        for pid in self.children():
+            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+                if re.search(rf"/{resource}\?.*watch=1", file.read()):
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
+        raise AssertionError(f"no watch of {resource}")
 
     def connect(self, client: str = "alice") -> ssl.SSLSocket:
         return tls(client).wrap_socket(socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS), server_hostname="localhost")
@@ -837,21 +852,12 @@ class Databases(unittest.TestCase):
         with Running().known() as late:
             old = late.call("alice", "create_db", "stale")[1]["data_source"]
 
-            def watch_of(kind: str) -> int:
-                for pid in late.children():
-                    with open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-                        if re.search(rf"/{kind}\?.*watch=1", file.read()):
-                            return pid
-                raise AssertionError(f"no watch of {kind}")
-            stopped = [watch_of("secrets")]
-            os.kill(stopped[0], signal.SIGSTOP)
+            stopped = [late.blind("secrets")]
             self.assertEqual(self.server.call("alice", "delete_db", "stale")[0], 200)
             new = self.create("stale")
             self.assertNotEqual(new, old)
             eventually(lambda: late.call("alice", "create_db", "stale")[1].get("data_source") == new, "the new one is answered")
-            for kind in ("services", "statefulsets"):
-                stopped.append(watch_of(kind))
-                os.kill(stopped[-1], signal.SIGSTOP)
+            stopped += [late.blind("services"), late.blind("statefulsets")]
             self.create("unseen")
             self.assertEqual(late.call("bob", "delete_db", "unseen")[0], 403)
             self.assertEqual(late.call("bob", "create_db", "unseen")[0], 403)
@@ -894,9 +900,9 @@ class Databases(unittest.TestCase):
 
     def test_api_servers_error_that_quotes_a_password_reaches_neither_client_nor_log(self) -> None:
         options = template("number.yaml", Secret=lambda item: item["stringData"].update(port=3306))
-        cluster = playground.Cluster(playground.Kubectl("kubectl", "", namespace), playground.Template(path("number.yaml")), 0, 0)
+        cluster = playground.Cluster(playground.Kubectl("kubectl", "", namespace), playground.Template(path("number.yaml")), 0, 0, 0, 60)
         self.assertIn("number.yaml", options[1])
-        work = playground.Work(playground.Database(cluster.lock, "mysql-quoted"), ("quoted", "alice"), cluster.creating)
+        work = playground.Work(playground.Database(cluster, "mysql-quoted"), ("quoted", "alice"), cluster.creating)
         with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), self.assertLogs("playground") as logs, \
                 unittest.mock.patch("secrets.token_hex", return_value="5ecret0123456789abcdef5ecret0123"):
             cluster.create_group([work])
@@ -934,6 +940,283 @@ class Databases(unittest.TestCase):
                 self.assertEqual(answer.result()[0], 200)
                 self.assertEqual(answer.result()[2]["connection"], "close")
             self.assertEqual(other.process.wait(PATIENCE_SECONDS), 0)
+
+
+@unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
+class Lifecycle(unittest.TestCase):
+    """Heart beats, the sweep, several servers, and people with kubectl; in a namespace of its own, since the sweeps are hasty."""
+
+    HASTY = ("--idle_timeout=2", "--sweep_interval=0.5")  # Deletes what was not heard of for 3 s.
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        patched = unittest.mock.patch(f"{__name__}.namespace", f"{namespace}-lifecycle")
+        patched.start()
+        cls.addClassCleanup(patched.stop)
+        make_namespace(namespace)
+
+    def last_beat(self, user_id: str) -> str:
+        return kubectl("get", "statefulset", f"mysql-{playground.slug(user_id)}", "-o",
+                       r"jsonpath={.metadata.annotations.playground\.sqlflow\.org/last-heart-beat}")
+
+    def quiet(self, server: Running) -> None:
+        for line in server.log().splitlines():
+            self.assertNotRegex(line, "level=(WARNING|ERROR)")
+
+    @contextlib.contextmanager
+    def beating(self, server: Running, user_id: str) -> Iterator[None]:
+        """Beat for a user twice a second."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(0.5):
+                server.call("alice", "heart_beat", user_id)
+        thread = threading.Thread(target=beat)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def test_beats_of_a_round_are_written_by_one_kubectl_and_a_database_that_has_gone_fails_alone(self) -> None:
+        users = ["round-a", "round-b", "round-c"]
+        with Running("--idle_timeout=0", "--sweep_interval=2").known() as server:
+            self.assertEqual({status for status, _ in server.create_at_once(users)}, {200})
+            blinded = server.blind("statefulsets")
+            kubectl("delete", "statefulset", "mysql-round-b")
+            before = {user: self.last_beat(user) for user in ("round-a", "round-c")}
+            time.sleep(1)  # So that the time to the second is another one.
+            for user in users:
+                self.assertEqual(server.call("alice", "heart_beat", user)[0], 200)
+            eventually(lambda: all(self.last_beat(user) > beat for user, beat in before.items()), "the beats are in the cluster")
+            self.assertLessEqual(len(server.lines("verb=annotate")), 3)
+            kill([blinded])
+
+    def test_sigterm_writes_the_beats_that_are_pending(self) -> None:
+        with Running("--sweep_interval=3600").known() as server:
+            server.call("alice", "create_db", "pending")
+            before = self.last_beat("pending")
+            time.sleep(1)
+            server.call("alice", "heart_beat", "pending")
+        self.assertGreater(self.last_beat("pending"), before)
+
+    def test_beats_before_the_cluster_is_known_are_not_lost(self) -> None:
+        with Running().known() as server:
+            server.call("alice", "create_db", "early")
+        shutil.copy(path("dead.kubeconfig"), path("early.kubeconfig"))
+        with Running("--sweep_interval=0.5", kubeconfig=path("early.kubeconfig")) as server:
+            self.assertEqual(server.call("bob", "heart_beat", "early")[1]["status"], "unknown")
+            self.assertEqual(server.call("alice", "heart_beat", "early")[1]["status"], "unknown")
+            before = self.last_beat("early")
+            shutil.copy(KUBECONFIG, path("early.new"))
+            os.replace(path("early.new"), path("early.kubeconfig"))
+            eventually(lambda: self.last_beat("early") > before, "the beat that was held is written")
+
+    def test_idle_database_is_deleted_and_logged_while_an_active_one_stays(self) -> None:
+        with Running(*self.HASTY).known() as server:
+            self.assertEqual({status for status, _ in server.create_at_once(["idle", "active"])}, {200})
+            with self.beating(server, "active"):
+                eventually(lambda: not objects_of("idle"), "it is swept")
+                time.sleep(3)
+                self.assertEqual(len(objects_of("active")), 3)
+            eventually(lambda: not objects_of("active"), "it is swept, too")
+            self.assertRegex(server.lines("sweep user=idle")[0], r"client=alice last_beat=\d{4}-\d\d-\d\dT")
+            self.quiet(server)
+
+    def test_timeout_of_0_never_deletes_and_a_new_server_does_not_count_what_was_before_it(self) -> None:
+        with Running(*self.HASTY[1:], "--idle_timeout=0").known() as server:
+            server.call("alice", "create_db", "eternal")
+            kubectl("annotate", "statefulset", "mysql-eternal", "--overwrite", f"{playground.LAST_BEAT}=2001-01-01T00:00:00Z")
+            time.sleep(4)
+        self.assertEqual(len(objects_of("eternal")), 3)
+        with Running("--idle_timeout=60", "--sweep_interval=0.2").known() as server:
+            time.sleep(2)
+            self.assertEqual(server.call("alice", "heart_beat", "eternal")[1]["status"], "ready")
+
+    def test_servers_agree_on_what_is_there_who_is_active_and_what_is_swept(self) -> None:
+        with Running(*self.HASTY).known() as one, Running(*self.HASTY).known() as other:
+            with ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(server.call, "alice", "create_db", "both") for server in (one, other)]
+            self.assertEqual(*(future.result()[1]["data_source"] for future in both))
+            with self.beating(one, "both"):
+                one.create_at_once(["gone", "left"])
+                eventually(lambda: other.call("alice", "list_db")[1] == one.call("alice", "list_db")[1], "they list the same")
+                one.call("alice", "delete_db", "gone")
+                started = time.monotonic()
+                eventually(lambda: other.call("alice", "heart_beat", "gone")[1]["status"] == "absent", "the other knows")
+                self.assertLess(time.monotonic() - started, 5)
+                eventually(lambda: not objects_of("left"), "one of them swept it")
+                self.assertEqual(len(objects_of("both")), 3)
+            eventually(lambda: not objects_of("both"), "it is swept")
+            self.quiet(one)
+            self.quiet(other)
+
+    def holding(self, user_id: str) -> tuple[str, str]:
+        """Return a kubectl that makes one file, and waits for another one to go, before it deletes the user's StatefulSet."""
+        program, held, hold = path(f"kubectl-{user_id}"), path(f"held-{user_id}"), path(f"hold-{user_id}")
+        with open(program, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\ncase \"$*\" in *'delete --raw'*/statefulsets/mysql-{user_id}\\ *) : >{held}; while [ -e {hold} ]; "
+                       f'do sleep 0.05; done;; esac\nexec {shutil.which(KUBECTL)} "$@"\n')
+        os.chmod(program, 0o755)
+        with open(hold, "w", encoding="utf-8"):
+            return f"--kubectl={program}", held
+
+    def test_beat_that_is_written_while_another_server_sweeps_saves_the_database(self) -> None:
+        option, held = self.holding("saved")
+        with Running("--idle_timeout=0", "--sweep_interval=0.2").known() as other:
+            other.call("alice", "create_db", "saved")
+            with Running(*self.HASTY, option).known() as hasty:
+                eventually(lambda: os.path.exists(held), "it has read, and is about to delete")
+                before = self.last_beat("saved")
+                time.sleep(1)
+                other.call("alice", "heart_beat", "saved")
+                eventually(lambda: self.last_beat("saved") > before, "the beat is written")
+                with self.beating(other, "saved"):
+                    os.remove(path("hold-saved"))
+                    eventually(lambda: hasty.lines("verb=delete outcome=conflict"), "the API server refuses the deletion")
+                    self.assertEqual(len(objects_of("saved")), 3)
+
+    def test_user_who_returns_while_being_swept_gets_a_whole_database(self) -> None:
+        option, held = self.holding("returned")
+        with Running(*self.HASTY, option).known() as server:
+            first = server.call("alice", "create_db", "returned")[1]["data_source"]
+            eventually(lambda: os.path.exists(held), "it is about to delete")
+            with ThreadPoolExecutor(1) as pool:
+                returned = pool.submit(server.call, "alice", "create_db", "returned")
+                time.sleep(0.5)
+                os.remove(path("hold-returned"))
+                status, answer, _ = returned.result()
+            self.assertEqual(status, 200, answer)
+            self.assertNotEqual(answer["data_source"], first, server.log())
+            self.assertEqual(len(objects_of("returned")), 3)
+
+    def test_table_that_is_late_sweeps_nobody_who_is_active(self) -> None:
+        with Running("--idle_timeout=0", "--sweep_interval=0.2").known() as other, Running(*self.HASTY).known() as late:
+            other.call("alice", "create_db", "unheard")
+            eventually(lambda: late.call("alice", "heart_beat", "unheard")[1]["status"] == "ready", "it is seen")
+            blinded = late.blind("statefulsets")
+            with self.beating(other, "unheard"):
+                time.sleep(6)
+                self.assertEqual(len(objects_of("unheard")), 3)
+            kill([blinded])
+
+    def test_wall_clock_that_steps_neither_deletes_an_active_database_nor_keeps_an_idle_one(self) -> None:
+        with open(path("offset"), "w", encoding="utf-8") as file:
+            file.write("0")
+        stepping = ("import sys, time\nreal = time.time\n"
+                    f"def stepped():\n    with open({path('offset')!r}) as file: return real() + float(file.read() or 0)\n"
+                    f"time.time = stepped\nsys.path.insert(0, {HERE!r})\nimport playground\nsys.exit(playground.main())\n")
+        with Running(*self.HASTY, program=("-c", stepping)).known() as server, self.beating(server, "steady"):
+            for hours in (5, -7, 0):
+                server.create_at_once(["steady", f"silent{hours}"])
+                with open(path("offset"), "w", encoding="utf-8") as file:
+                    file.write(str(hours * 3600))
+                eventually(lambda hours=hours: not objects_of(f"silent{hours}"), "the silent one is swept")
+                self.assertEqual(len(objects_of("steady")), 3)
+
+    def test_beat_that_is_no_time_counts_as_one_now_with_a_warning(self) -> None:
+        with Running("--idle_timeout=3", "--sweep_interval=0.5").known() as server:
+            server.call("alice", "create_db", "garbled")
+            for number in range(8):
+                kubectl("annotate", "statefulset", "mysql-garbled", "--overwrite", f"{playground.LAST_BEAT}=about noon {number}")
+                time.sleep(1)
+            self.assertEqual(len(objects_of("garbled")), 3)
+            self.assertTrue(server.lines('level=WARNING heart_beat user=garbled client=alice last_beat="about noon 0"'))
+            [entry] = [entry for entry in server.call("alice", "list_db")[1]["databases"] if entry["user_id"] == "garbled"]
+            self.assertRegex(entry["last_heart_beat"], r"^20..-..-..T..:..:..Z$")
+            eventually(lambda: not objects_of("garbled"), "it is swept in the end")
+
+    def test_database_stopped_or_relabelled_or_without_its_pod_comes_back_or_says_why_not(self) -> None:
+        with Running().known() as server:
+            source = server.call("alice", "create_db", "handled")[1]["data_source"]
+            kubectl("scale", "statefulset", "mysql-handled", "--replicas=0")
+            eventually(lambda: server.call("alice", "heart_beat", "handled")[1]["status"] == "starting", "it has stopped")
+            status, answer, headers = server.call("alice", "create_db", "handled")
+            self.assertEqual((status, "scaled to 0" in answer["error"], "retry-after" in headers), (503, True, True), answer)
+            kubectl("scale", "statefulset", "mysql-handled", "--replicas=1")
+            self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
+            kubectl("delete", "pod", "mysql-handled-0")
+            self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
+            for kind in ("service", "statefulset"):
+                kubectl("label", kind, "mysql-handled", "--overwrite", "playground.sqlflow.org/user=somebody")
+            self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
+            self.assertEqual(server.call("alice", "delete_db", "handled")[0], 200)
+            eventually(lambda: "mysql-handled" not in kubectl("get", "statefulset,service,secret", "-o", "name"), "all of it is deleted")
+
+    def test_pod_that_is_stuck_in_its_end_is_named(self) -> None:
+        with Running().known() as server:
+            server.call("alice", "create_db", "stuck")
+            kubectl("patch", "pod", "mysql-stuck-0", "-p", '{"metadata": {"finalizers": ["playground.test/stuck"]}}')
+            kubectl("delete", "statefulset", "mysql-stuck", "--wait=false")
+            eventually(lambda: "deletionTimestamp" in kubectl("get", "pod", "mysql-stuck-0", "-o", "json"), "the pod is ending")
+            eventually(lambda: server.call("alice", "heart_beat", "stuck")[1]["status"] == "absent", "the server knows")
+            status, answer, _ = server.call("alice", "create_db", "stuck")
+            self.assertEqual((status, "Terminating" in answer["error"]), (503, True), answer)
+            kubectl("patch", "pod", "mysql-stuck-0", "-p", '{"metadata": {"finalizers": null}}')
+            self.assertEqual(server.call("alice", "create_db", "stuck")[0], 200)
+
+    def test_namespace_that_goes_is_named_and_one_that_comes_back_is_used(self) -> None:
+        name = f"{namespace}-going"
+        make_namespace(name)
+        with Running(f"--namespace={name}").known() as server:
+            self.assertEqual(server.call("alice", "create_db", "there")[0], 200)
+            kubectl("delete", "namespace", name)
+            eventually(lambda: server.call("alice", "heart_beat", "there")[1]["status"] == "absent", "its objects are known to have gone")
+            status, answer, _ = server.call("alice", "create_db", "there")
+            self.assertEqual((status, "namespace" in answer["error"]), (502, True), answer)
+            make_namespace(name)
+            self.assertEqual(server.call("alice", "create_db", "there")[0], 200)
+
+    def test_server_killed_at_any_moment_of_a_create_leaves_nothing_that_the_next_create_does_not_complete(self) -> None:
+        with Running("--idle_timeout=0").known() as survivor:
+            for attempt in range(3):
+                users = [f"half-{attempt}-{number}" for number in range(12)]
+                with Running().known() as victim, contextlib.ExitStack() as stack:
+                    for user in users:  # Each is at another moment of its creation when the server is killed.
+                        connection = stack.enter_context(victim.connect())
+                        body = json.dumps({"user_id": user}).encode()
+                        connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                        time.sleep(0.05 + 0.05 * attempt)
+                    victim.process.kill()
+                    victim.process.wait()
+                answers = survivor.create_at_once(users)
+                self.assertEqual({status for status, _ in answers}, {200}, answers)
+                for user, (_, answer) in zip(users, answers):
+                    data = kubectl("get", "secret", f"mysql-{user}", "-o", "jsonpath={.data.password}")
+                    self.assertIn(f":{playground.decoded(data)}@", answer["data_source"])
+
+    def test_half_made_set_goes_with_its_sweep(self) -> None:
+        with Running().known() as server:
+            server.call("alice", "create_db", "left-over")
+        kubectl("delete", "statefulset", "mysql-left-over")
+        with Running(*self.HASTY).known() as server:
+            eventually(lambda: not objects_of("left-over"), "its Secret and Service are swept")
+
+    def test_persistent_database_outlives_the_sweep_with_its_password_and_delete_db_deletes_it(self) -> None:
+        def kept() -> list[str]:
+            return kubectl("get", "statefulset,service,secret,persistentvolumeclaim", "-l", "playground.sqlflow.org/user=keeper", "-o", "name").split()
+        persistent = "--db_template=mysql-persistent.yaml"
+        with Running(*self.HASTY, persistent).known() as server:
+            source = server.call("alice", "create_db", "keeper")[1]["data_source"]
+            self.assertEqual(len(kept()), 4)
+            eventually(lambda: len(kept()) == 2, "it is swept")
+            self.assertEqual(kept(), ["secret/mysql-keeper", "persistentvolumeclaim/mysql-keeper"])
+            self.assertEqual(server.call("bob", "create_db", "keeper")[0], 403)
+        with Running(persistent).known() as server:
+            self.assertEqual(server.call("alice", "create_db", "keeper")[1]["data_source"].split("@")[0], source.split("@")[0])
+            kubectl("delete", "secret", "mysql-keeper")
+            eventually(lambda: server.call("alice", "heart_beat", "keeper")[1]["status"] != "ready", "the server has seen it go")
+            self.assertEqual(server.call("alice", "create_db", "keeper")[1]["data_source"].split("@")[0], source.split("@")[0])
+        kubectl("delete", "secret", "mysql-keeper")
+        with Running(persistent).known() as server:
+            status, answer, _ = server.call("alice", "create_db", "keeper")
+            self.assertEqual((status, "delete_db gives the data up" in answer["error"]), (409, True), answer)
+            self.assertEqual(len(kept()), 3)
+            self.assertEqual(server.call("alice", "delete_db", "keeper")[0], 200)
+            self.assertNotEqual(server.call("alice", "create_db", "keeper")[1]["data_source"].split("@")[0], source.split("@")[0])
+            server.call("alice", "delete_db", "keeper")
+            eventually(lambda: not kept(), "all of it is deleted")
 
 
 @unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
