@@ -95,12 +95,26 @@ MAX_HANDSHAKES = 256
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
 # new one gets a 503. Five for each of a class of 200. A thread each, of some 100 KB.
 MAX_CONNECTIONS = 1000
+# Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
+# longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a
+# connection for each; four such clients fit.
+MAX_CONNECTIONS_PER_CLIENT = 250
 # Connections the kernel keeps for the accept loop; a class that starts together overflows the standard
 # library's 5. Linux cuts it to net.core.somaxconn.
 LISTEN_BACKLOG = 1024
 # File descriptors: the connections, three pipes for each kubectl, and some for the rest. The process's
 # limit is raised to it at start, which fails where it cannot be.
 MAX_OPEN_FILES = MAX_CONNECTIONS + MAX_HANDSHAKES + 144
+
+# How often the TLS files are looked at. A change is taken up once it has stayed for as long, so that a file
+# that is being written is not read: clients that were revoked are gone after 2 to 3 of these.
+RELOAD_SECONDS = 1.0
+# Refused handshakes of one address for one reason are one line of the log in this time, with their number.
+REFUSALS_SECONDS = 60.0
+# Addresses and reasons told apart in it, some 300 bytes each; further addresses are counted as "others".
+MAX_REFUSALS = 1000
+# Before a certificate or the revocation list ends, and nobody gets in: a warning a day.
+EXPIRY_WARNING_SECONDS = 30 * 86400.0
 
 # create_db's answer, counted from the request; 503 with the reason beyond it, and creation goes on.
 # The notebook plug-in hangs up after 20 s; half a second of it is the network's.
@@ -129,9 +143,11 @@ SWEPT_PER_ROUND = 30
 # beat again. Some 200 bytes each.
 MAX_EARLY_BEATS = 10_000
 
-# One watch; it is started again from where it was beyond it, so that a connection which has died
-# silently costs at most this. Starting three kubectls a minute costs 0.3 s of one core.
+# One watch; it is started again from where it was beyond it. Starting three kubectls a minute costs 0.3 s
+# of one core. One whose connection has died silently is killed the grace later: for so long the table can
+# be stale.
 WATCH_SECONDS = 60
+WATCH_GRACE_SECONDS = 15
 # Pauses between failing watches double from the first to the last, a little random so that replicas
 # do not come all at once. The last is how long a recovered cluster may go unnoticed.
 WATCH_PAUSES_SECONDS = (0.25, 5.0)
@@ -176,22 +192,96 @@ def unavailable(message: str, seconds: int = 5) -> ApiError:
 
 # ---- TLS and connections ----------------------------------------------------------------------------
 
-def tls_context(ca_crt: str, server_crt: str, server_key: str) -> ssl.SSLContext:
-    """Return a context that requires a certificate of our CA from every client, in every handshake.
+class Tls(NamedTuple):
+    """What the TLS files hold, at one moment."""
 
-    Raises OSError or ssl.SSLError; `main` names the file and the remedy.
+    context: ssl.SSLContext
+    trusted: bytes  # The CA and the revocation list: who is let in.
+    revoked: frozenset[int]  # Serial numbers.
+    expiries: dict[str, float]  # By file; seconds since 1970.
+
+
+def load_tls(files: dict[str, str]) -> Tls:
+    """Read the TLS files: ca_crt, server_crt, server_key, and crl, which may be empty.
+
+    The context requires a certificate of our CA from every client, in every handshake. Raises OSError,
+    or ValueError that says what is wrong with a file.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
-    # OpenSSL checks the purpose too: a certificate for servers only is no client's.
-    context.load_verify_locations(ca_crt)
-    # Without a password function OpenSSL would ask for one on the terminal.
-    context.load_cert_chain(server_crt, server_key, password=lambda: "")
-    # A resumed session would not look at the certificate again. See Connection.handle for TLS 1.2's cache.
+    # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps them
+    # with the context, Python cannot tell it not to, and Server.welcome looks.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
-    return context
+    # OpenSSL checks the purpose too: a certificate for servers only is no client's.
+    context.load_verify_locations(files["ca_crt"])
+    # Without a password function OpenSSL would ask for one on the terminal.
+    context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
+    authorities = context.get_ca_certs(binary_form=True)
+    expiries = {"ca_crt": min(map(certificate_expiry, authorities)),
+                "server_crt": certificate_expiry(pem(files["server_crt"], "CERTIFICATE")[0])}
+    revoked: set[int] = set()
+    if files["crl"]:
+        context.load_verify_locations(files["crl"])
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        for crl in pem(files["crl"], "X509 CRL"):
+            issuer, expiry, serials = read_crl(crl)
+            if not any(issuer in authority for authority in authorities):
+                raise ValueError(f"{files['crl']} is not of the CA in {files['ca_crt']}")
+            expiries["crl"] = min(expiry, expiries.get("crl", expiry))
+            revoked |= serials
+    return Tls(context, b"".join(read_file(files[name]) for name in ("ca_crt", "crl") if files[name]), frozenset(revoked), expiries)
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's content. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def pem(path: str, label: str) -> list[bytes]:
+    """Return the DER of a PEM file's blocks of this label (RFC 7468). Raises OSError, or ValueError if there is none."""
+    block = rb"-----BEGIN %s-----(.+?)-----END" % label.encode()
+    blocks = [base64.b64decode(text) for text in re.findall(block, read_file(path), re.S)]
+    if not blocks:
+        raise ValueError(f"{path} holds no {label} in PEM")
+    return blocks
+
+
+def der(data: bytes) -> list[tuple[int, bytes]]:
+    """Return the tag and the content of each DER element, one after another (X.690, section 8.1). Raises IndexError."""
+    found, at = [], 0
+    while at < len(data):
+        tag, length, at = data[at], data[at + 1], at + 2
+        if length > 0x7f:  # So many bytes of length follow.
+            at += length & 0x7f
+            length = int.from_bytes(data[at - (length & 0x7f):at], "big")
+        found.append((tag, data[at:at + length]))
+        at += length
+    return found
+
+
+def der_time(tag: int, content: bytes) -> float:
+    """Return a UTCTime or GeneralizedTime in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
+    return calendar.timegm(time.strptime(content.decode("ascii"), "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"))
+
+
+def certificate_expiry(certificate: bytes) -> float:
+    """Return when a certificate ends (RFC 5280, section 4.1). Python's ssl tells it of the other side's only."""
+    fields = der(der(der(certificate)[0][1])[0][1])
+    validity = fields[4 if fields[0][0] == 0xa0 else 3]  # A version comes first, but for version 1.
+    return der_time(*der(validity[1])[1])
+
+
+def read_crl(crl: bytes) -> tuple[bytes, float, set[int]]:
+    """Return a revocation list's issuer, when it ends, and the serial numbers in it (RFC 5280, section 5.1)."""
+    fields = der(der(der(crl)[0][1])[0][1])
+    fields = fields[1:] if fields[0][0] == 0x02 else fields
+    (_, issuer), _, *rest = fields[1:]
+    ends = der_time(*rest.pop(0)) if rest and rest[0][0] in (0x17, 0x18) else float("inf")
+    entries = der(rest[0][1]) if rest and rest[0][0] == 0x30 else []
+    return issuer, ends, {int.from_bytes(der(entry)[0][1], "big") for _, entry in entries}
 
 
 def common_name(certificate: dict[str, Any]) -> str:
@@ -202,6 +292,39 @@ def common_name(certificate: dict[str, Any]) -> str:
     return str(names[0])
 
 
+class Peer(NamedTuple):
+    """Who is at the other end of a connection, and of which generation of the TLS files it is."""
+
+    name: str  # A client's common name; before there is a certificate, the address.
+    serial: int
+    generation: int
+
+
+class Refusals:
+    """Counts refused handshakes, and logs those of an address and a reason in one line a minute."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.counts: dict[tuple[str, str], int] = {}
+        self.logged: dict[tuple[str, str], float] = {}
+
+    def add(self, address: str, reason: str) -> None:
+        """Count one; it is logged by the next `flush`."""
+        with self.lock:
+            key = (address, reason) if len(self.counts) < MAX_REFUSALS or (address, reason) in self.counts else ("others", reason)
+            self.counts[key] = self.counts.get(key, 0) + 1
+
+    def flush(self) -> None:
+        """Log what is due."""
+        now = time.monotonic()
+        with self.lock:
+            self.logged = {key: moment for key, moment in self.logged.items() if moment > now - REFUSALS_SECONDS}
+            due = [(key, self.counts.pop(key)) for key in self.counts.keys() - self.logged.keys()]
+            self.logged.update((key, now) for key, _ in due)
+        for (address, reason), count in due:
+            log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Accepts connections and bounds them; a thread each does the rest, the TLS handshake included."""
 
@@ -209,16 +332,21 @@ class Server(http.server.ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = LISTEN_BACKLOG
 
-    def __init__(self, address: tuple[str, int], make_context: Callable[[], ssl.SSLContext], cluster: Cluster) -> None:
-        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on."""
-        self.make_context, self.cluster = make_context, cluster
-        self.context = make_context()
+    def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
+                 max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT) -> None:
+        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on, and what load_tls raises."""
+        self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
+        self.max_connections_per_client = max_connections_per_client
         self.started = time.monotonic()
         self.stopping = False
+        self.reloading = threading.Lock()
+        # How often it has changed who is let in. A connection of an older generation may be anybody's.
+        self.generation = 0
+        self.refusals = Refusals()
         self.lock = threading.Lock()
         # Each in the order of arrival, so that the first is the oldest.
-        self.strangers: dict[socket.socket, str] = {}
-        self.clients: dict[socket.socket, bool] = {}
+        self.strangers: dict[socket.socket, Peer] = {}
+        self.clients: dict[socket.socket, Peer] = {}
         self.idle: dict[socket.socket, bool] = {}
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Connection)
@@ -238,33 +366,43 @@ class Server(http.server.ThreadingHTTPServer):
             raise
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+            with self.lock:
+                context, peer = self.tls.context, Peer(address[0], 0, self.generation)
+            request = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError) as error:
             connection.close()
             raise OSError("gone before its handshake") from error
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Make room among the strangers and give the connection a thread."""
         with self.lock:
             if len(self.strangers) >= MAX_HANDSHAKES:
-                crowded = collections.Counter(self.strangers.values()).most_common(1)[0][0]
-                oldest = next(stranger for stranger, host in self.strangers.items() if host == crowded)
+                crowded = collections.Counter(stranger.name for stranger in self.strangers.values()).most_common(1)[0][0]
+                oldest = next(connection for connection, stranger in self.strangers.items() if stranger.name == crowded)
                 del self.strangers[oldest]
                 hang_up(oldest)
-            self.strangers[request] = client_address[0]
-        super().process_request(request, client_address)
+            self.strangers[request] = peer
+        return request, address
 
-    def welcome(self, connection: socket.socket) -> bool:
-        """Count a connection that has shown a certificate; return False if there is no room for it."""
+    def welcome(self, connection: socket.socket, name: str, certificate: dict[str, Any]) -> bool:
+        """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
+        serial, now = int(certificate["serialNumber"], 16), time.time()
         with self.lock:
-            self.strangers.pop(connection, None)
-            if len(self.clients) >= MAX_CONNECTIONS:
-                longest_idle = next(iter(self.idle), None)
-                if longest_idle is None:
-                    return False
-                del self.idle[longest_idle], self.clients[longest_idle]
-                hang_up(longest_idle)
-            self.clients[connection] = True
+            stranger = self.strangers.pop(connection, None)
+            if not stranger:
+                raise ValueError("made room for others")
+            if stranger.generation != self.generation:
+                raise ValueError("the CA or the revocation list changed meanwhile")
+            # OpenSSL has checked these, but not again for a session that is resumed.
+            ends = min(ssl.cert_time_to_seconds(certificate["notAfter"]), self.tls.expiries.get("crl", float("inf")))
+            if serial in self.tls.revoked or ends < now:
+                raise ValueError("the certificate of the resumed session is no longer good")
+            own = [client for client, peer in self.clients.items() if peer.name == name]
+            for full, those in ((len(own) >= self.max_connections_per_client, own), (len(self.clients) >= MAX_CONNECTIONS, self.idle)):
+                if full:
+                    longest_idle = next((client for client in self.idle if client in those), None)
+                    if longest_idle is None:
+                        return False
+                    del self.idle[longest_idle], self.clients[longest_idle]
+                    hang_up(longest_idle)
+            self.clients[connection] = stranger._replace(name=name, serial=serial)
             return True
 
     def rest(self, connection: socket.socket, idle: bool) -> bool:
@@ -273,9 +411,14 @@ class Server(http.server.ThreadingHTTPServer):
             self.idle.pop(connection, None)
             if idle:
                 self.idle[connection] = True
-                if self.stopping:
+                if self.ending(connection):
                     hang_up(connection)
             return connection in self.clients
+
+    def ending(self, connection: socket.socket) -> bool:
+        """Tell whether a connection is to end with its answer."""
+        peer = self.clients.get(connection)
+        return self.stopping or not peer or peer.generation != self.generation
 
     def shutdown_request(self, request: Any) -> None:
         """Forget a connection and close it, with TLS's own good-bye if it listens."""
@@ -291,6 +434,61 @@ class Server(http.server.ThreadingHTTPServer):
         """Log what a connection's thread did not expect."""
         log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
 
+    def reload(self) -> None:
+        """Take the TLS files up for new connections. A change of who is let in ends the older ones.
+
+        Those of revoked certificates and idle ones end at once, others with their answer: Python cannot check
+        a peer again. Raises what load_tls raises, and ValueError for a revocation list that has ended;
+        then nothing has changed.
+        """
+        with self.reloading:  # Whoever read the files last has the last word.
+            tls = load_tls(self.tls_files)
+            if tls.expiries.get("crl", float("inf")) < time.time():
+                raise ValueError(f"{self.tls_files['crl']} has ended: nobody would get in")
+            with self.lock:
+                changed, self.tls = tls.trusted != self.tls.trusted, tls
+                if changed:
+                    self.generation += 1
+                    for connection, peer in self.clients.items():
+                        if connection in self.idle or peer.serial in tls.revoked:
+                            hang_up(connection)
+
+    def try_reload(self) -> None:
+        """Reload, and log how that went."""
+        try:
+            self.reload()
+            log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
+        except (OSError, ValueError, LookupError) as error:
+            log.warning(logfmt("tls", outcome="kept as it was", reason=error, remedy="correct the files, they are read when they change"))
+
+    def keep_house(self) -> NoReturn:
+        """Take TLS files up that have changed, warn before they end, and log who was refused."""
+        warned: dict[str, float] = {}
+        taken = before = self.stamps()
+        while True:
+            time.sleep(RELOAD_SECONDS)
+            now = self.stamps()
+            if now != taken and now == before:
+                taken = now
+                self.try_reload()
+            before = now
+            for name, expiry in self.tls.expiries.items():
+                left = expiry - time.time()
+                if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get(name, float("-inf")) > (86400 if left > 0 else 60):
+                    warned[name] = time.monotonic()
+                    log.log(logging.WARNING if left > 0 else logging.ERROR, logfmt(
+                        "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
+            self.refusals.flush()
+
+    def stamps(self) -> list[tuple[int, ...]]:
+        """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
+        found: list[tuple[int, ...]] = []
+        for path in filter(None, self.tls_files.values()):
+            with contextlib.suppress(OSError):
+                stat = os.stat(path)
+                found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
+        return found
+
     def stop(self) -> None:
         """Stop accepting, end the connections that are idle, and the others with their answer."""
         self.shutdown()
@@ -299,6 +497,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.stopping = True
             for connection in (*self.strangers, *self.idle):
                 hang_up(connection)
+        self.refusals.flush()
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -316,7 +515,8 @@ def hang_up(connection: socket.socket) -> None:
 TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # Raw bytes above 0x7f are no part of a URI; the notebook plug-in sends them all the same.
 REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])")
-HEADER_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)[ \t]*")
+# Without the white space around the value: a pattern with it would try each split of a long run of spaces.
+HEADER_FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 # A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
 # return at the end of what has come so far may still get its line feed.
@@ -356,7 +556,7 @@ def parse_head(head: bytes) -> Request:
         field = HEADER_FIELD.fullmatch(line)
         if not field:
             raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space before the colon")
-        name, value = field[1].decode().lower(), field[2].decode("latin-1")
+        name, value = field[1].decode().lower(), field[2].strip(b" \t").decode("latin-1")
         if name in headers and name in ("host", "content-length", "transfer-encoding", "expect"):
             raise ApiError(400, f"the header field {name} came twice")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -384,6 +584,17 @@ def parse_head(head: bytes) -> Request:
     return Request(method, path.decode("latin-1"), query, headers, None if length is None else int(length), http_1_1 and not closes)
 
 
+def why_refused(error: Exception) -> str:
+    """Return why a handshake failed, in few words that are the same for the same reason."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    if isinstance(error, OSError):
+        return "timed out" if isinstance(error, socket.timeout) else "hung up"
+    return str(error)
+
+
 class Connection(socketserver.BaseRequestHandler):
     """One client's connection, in its own thread: the handshake, then a request after the other."""
 
@@ -397,22 +608,18 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             self.request.settimeout(HANDSHAKE_SECONDS)  # OpenSSL's do_handshake counts it over all its reads.
             self.request.do_handshake()
-            if self.request.version() == "TLSv1.2":
-                # The context now remembers this session, and Python cannot tell it not to; so it is the last of its
-                # context. Whoever resumes one all the same, in the instant between, is refused.
-                self.server.context = self.server.make_context()
-                if self.request.session_reused:
-                    raise ValueError("a resumed session shows no certificate")
-            self.client = common_name(self.request.getpeercert() or {})
+            certificate = self.request.getpeercert() or {}
+            self.client = common_name(certificate)
+            room = self.server.welcome(self.request, self.client, certificate)
         except (OSError, ValueError) as error:
-            log.info(logfmt("handshake", outcome="refused", address=self.client_address[0], reason=error))
+            self.server.refusals.add(self.client_address[0], why_refused(error))
             return
         with contextlib.suppress(OSError):  # A client that hangs up or is slow is nothing to report.
-            if not self.server.welcome(self.request):
+            if not room:
                 self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
                 self.drain()
                 return
-            while not self.server.stopping and self.serve_one():
+            while self.serve_one():
                 pass
 
     def serve_one(self) -> bool:
@@ -445,7 +652,7 @@ class Connection(socketserver.BaseRequestHandler):
                         ms=(time.monotonic() - started) * 1000))
         if api == "heart_beat" and status >= 400:
             time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
-        close = not keep_alive or self.server.stopping
+        close = not keep_alive or self.server.ending(self.request)
         self.send(status, answer, headers, close, body=method != "HEAD")
         if not keep_alive and status >= 400:
             self.drain()
@@ -467,7 +674,10 @@ class Connection(socketserver.BaseRequestHandler):
             pass
         if self.buffer.startswith(b"\r\n"):  # One empty line before a request is to be ignored (section 2.2).
             self.buffer = self.buffer[2:]
-        while (end := self.buffer.find(b"\r\n\r\n")) < 0 and not BARE.search(self.buffer) and len(self.buffer) <= MAX_HEAD_BYTES:
+        searched = 0
+        while ((end := self.buffer.find(b"\r\n\r\n", max(searched - 3, 0))) < 0 and len(self.buffer) <= MAX_HEAD_BYTES
+               and not BARE.search(self.buffer, max(searched - 1, 0))):
+            searched = len(self.buffer)
             if not self.receive(deadline):
                 raise ConnectionError("ended inside a request's head")
         end = len(self.buffer) if end < 0 else end
@@ -530,11 +740,17 @@ def valid_user_id(text: object) -> str:
     return user_id
 
 
+def refuse_repeated(names: list[str]) -> None:
+    """Raise ApiError 400 if a parameter's name comes twice: one reader would take the first value, another the last."""
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise ApiError(400, f"{json.dumps(name[:80])} came twice: expected it once")
+
+
 def read_json(body: bytes) -> dict[str, Any]:
     """Read a JSON object (RFC 8259) that repeats no name. Raises ApiError 400."""
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError
+        refuse_repeated([name for name, _ in pairs])
         return dict(pairs)
 
     try:
@@ -548,17 +764,17 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 def read_query(query: bytes) -> dict[str, Any]:
     """Read a query's parameters, percent-encoded or raw UTF-8. Raises ApiError 400."""
-    parameters: dict[str, Any] = {}
+    pairs: list[tuple[str, str]] = []
     for pair in query.split(b"&") if query else []:
         name, equals, value = (urllib.parse.unquote_to_bytes(part) for part in pair.partition(b"="))
         try:
-            key, text = name.decode("utf-8"), value.decode("utf-8")
+            pairs.append((name.decode("utf-8"), value.decode("utf-8")))
         except UnicodeDecodeError:
-            key, text, equals = "", "", b""
-        if not equals or key in parameters or re.search(rb"%(?![0-9A-Fa-f]{2})|\+", pair):
-            raise ApiError(400, "the query is malformed: expected name=value, each once, in UTF-8 or percent-encoded")
-        parameters[key] = text
-    return parameters
+            equals = b""
+        if not equals or re.search(rb"%(?![0-9A-Fa-f]{2})|\+", pair):
+            raise ApiError(400, "the query is malformed: expected name=value, in UTF-8 or percent-encoded")
+    refuse_repeated([name for name, _ in pairs])
+    return dict(pairs)
 
 
 def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[str, Any]], dict[str, str]]:
@@ -654,7 +870,7 @@ def is_time(text: str) -> bool:
     return False
 
 
-REMADE = "the database was made anew: its password had been deleted in the cluster, and its data went with it"
+REMADE = "the database was made anew: its password had been lost in the cluster, and its data went with it"
 
 
 class Seen(NamedTuple):
@@ -895,16 +1111,16 @@ class Cluster:
     def databases_of(self, client: str) -> list[dict[str, Any]]:
         """Return the client's databases, by user id. Raises ApiError 502 or 503 before the cluster is known."""
         with self.lock:
-            self.wait_synchronised(0)
+            self.wait_known(self.kinds, 0)
             owned = [(database.objects["StatefulSet"], database) for database in self.databases.values()
-                     if "StatefulSet" in database.objects]
+                     if "StatefulSet" in database.objects and not database.leaving()]
             return sorted(({"user_id": item.user_id, "status": database.status(), "last_heart_beat": database.last_beat()}
                            for item, database in owned if item.client == client), key=lambda entry: entry["user_id"])
 
     def status(self) -> str:
         """Return ok, or what is wrong with the cluster, in words fit for a client."""
         with self.lock:
-            trouble = self.trouble()
+            trouble = self.trouble(self.troubles)
             return REASONS[trouble][1] if trouble else "ok"
 
     # -- one user's database
@@ -913,7 +1129,7 @@ class Cluster:
     def attending(self, user_id: str, client: str, deadline: float) -> Iterator[tuple[Database, Iterator[None]]]:
         """Hold the lock and a database's entry in the table; give the entry and its turns: see `turns`."""
         with self.lock:
-            self.wait_synchronised(deadline - REASON_SECONDS)
+            self.wait_known(self.kinds, deadline - REASON_SECONDS)
             name = "mysql-" + slug(user_id)
             database = self.databases.setdefault(name, Database(self, name))
             database.waiting += 1
@@ -946,10 +1162,12 @@ class Cluster:
         elif any(item.stopped for item in objects.values()):
             raise unavailable("the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
         elif len(objects) < len(self.kinds):
-            if not objects:
-                self.check_quota(owner[1])
-            database.requested_by = owner
-            self.creating.submit(database, owner)
+            self.wait_known(("template",), deadline - REASON_SECONDS)
+            if not database.work:
+                if not objects:
+                    self.check_quota(owner[1])
+                database.requested_by = owner
+                self.creating.submit(database, owner)
 
     def answer(self, database: Database, owner: tuple[str, str]) -> dict[str, Any]:
         """Return what the owner of a ready database is told. Raises ApiError 409 if the password cannot be answered."""
@@ -981,17 +1199,17 @@ class Cluster:
         """Tell whether every kind has been listed once."""
         return self.unknown <= {"template"}
 
-    def wait_synchronised(self, deadline: float) -> None:
-        """Wait for the first listings and the template's check. Raises ApiError 502 or 503 when they fail, at once."""
-        while self.unknown:
-            trouble, remaining = self.trouble(), deadline - time.monotonic()
+    def wait_known(self, what: Iterable[str], deadline: float) -> None:
+        """Wait for the first listings of kinds, or the template's check. Raises ApiError 502 or 503 when they fail, at once."""
+        while unknown := self.unknown.intersection(what):
+            trouble, remaining = self.trouble(unknown), deadline - time.monotonic()
             if trouble != "starting" or remaining <= 0:
                 raise KubectlError(trouble)
             self.synchronised.wait(remaining)
 
-    def trouble(self) -> str:
+    def trouble(self, what: Iterable[str]) -> str:
         """Return a trouble, of REASONS, rather one that was met than one not looked for yet; empty if there is none."""
-        return max(self.troubles.values(), key=lambda trouble: (trouble not in ("", "starting"), trouble))
+        return max((self.troubles[one] for one in what), key=lambda trouble: (trouble not in ("", "starting"), trouble))
 
     def report(self, what: str, trouble: str) -> None:
         """Note how a kind's watch or the template's check goes."""
@@ -1017,7 +1235,7 @@ class Cluster:
                     log.info(logfmt("watch", kind=kind, listed=len(listing["items"])))
                     version = listing["metadata"]["resourceVersion"]
                 options = f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}"
-                for line in self.kubectl("get", "--raw", path + options, seconds=WATCH_SECONDS + 15):
+                for line in self.kubectl("get", "--raw", path + options, seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
                     event = json.loads(line)
                     if event["type"] == "ERROR":  # 410 Gone: the version is no longer in the server's history.
                         raise KubectlError("expired")
@@ -1027,7 +1245,7 @@ class Cluster:
             except (KubectlError, ValueError, LookupError, TypeError, AttributeError) as error:
                 version = ""
                 self.report(kind, error.reason if isinstance(error, KubectlError) else "failed")
-                log.warning(logfmt("watch", kind=kind, error=error))
+                log.warning(logfmt("watch", kind=kind, outcome=error.reason if isinstance(error, KubectlError) else repr(error)))
             if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
                 pause = WATCH_PAUSES_SECONDS[0]
             else:
@@ -1118,7 +1336,11 @@ class Cluster:
             else:
                 work.failure = work.failure or failure
         taken = list(dict.fromkeys(taken))
-        self.read(taken)
+        try:
+            self.read(taken)
+        except KubectlError as error:
+            for work in taken:
+                work.failure = work.failure or error
         # What was made beside a stranger's object is no use to anybody, if all the rest was made now.
         if useless := [work for work in taken if work.failure and len(work.database.made) == len(self.kinds)]:
             with contextlib.suppress(KubectlError):
@@ -1146,23 +1368,25 @@ class Cluster:
         """Delete, by uid, what was not made for the Secret that is there: nobody knows the password that it started with."""
         self.read(group)  # The three watches may show different moments.
         for work in group:
-            database = work.database
             with self.lock:
-                objects = database.objects
-                lost = {kind: objects[kind] for kind in database.alien() if not objects[kind].leaving}
-                secret = objects.get("Secret")
-                # A Secret that came long after what holds the data was put there by somebody, and the data may be in use.
-                # Otherwise two servers' creating and deleting crossed, which takes no longer than one kubectl.
-                if secret and any(secret.created > item.created + KUBECTL_SECONDS for kind, item in lost.items() if kind != "Service"):
-                    work.failure = replaced(database)
+                lost = {kind: work.database.objects[kind] for kind in work.database.alien()}
+                secret = work.database.objects.get("Secret")
+                # Beside a Secret, two servers' creating and deleting crossed, which takes no longer than one kubectl; or
+                # somebody replaced the Secret, and the data is in use.
+                if secret and any(time.time() - item.created > KUBECTL_SECONDS for kind, item in lost.items() if kind != "Service"):
+                    work.failure = work.failure or replaced(work.database)
                 elif "PersistentVolumeClaim" in lost and not secret:
-                    work.failure = ApiError(409, f"the Secret {database.name} was deleted, and the password of this user's data "
-                                            "with it: the maintainer can put it back; delete_db gives the data up")
-            for kind, item in lost.items() if not work.failure else ():
-                log.warning(logfmt("repair", user=item.user_id, client=item.client, deletes=f"{KINDS[kind]}/{database.name}", uid=item.uid,
-                                   reason="it was not made for the Secret that is there"))
-                if self.delete_one(database, kind, item) and kind == "StatefulSet" and not secret:
-                    database.note_for = item.user_id, item.client  # Beside a Secret it was so new that nobody was answered it.
+                    work.failure = work.failure or ApiError(
+                        409, f"the Secret {work.database.name} was deleted, and the password of this user's data with it: the maintainer "
+                        "can put it back; delete_db gives the data up")
+            try:
+                for kind, item in lost.items() if not work.failure else ():
+                    log.warning(logfmt("repair", user=item.user_id, client=item.client, deletes=f"{KINDS[kind]}/{work.database.name}",
+                                       uid=item.uid, reason="not made for the Secret that is there; any data in it is gone"))
+                    if not item.leaving and self.delete_one(work.database, kind, item) and kind == "StatefulSet":
+                        work.database.note_for = item.user_id, item.client
+            except KubectlError as error:
+                work.failure = error
 
     def delete_one(self, database: Database, kind: str, item: Seen, **preconditions: str) -> bool:
         """Delete an object unless it has become another one; return whether it was there. Raises KubectlError."""
@@ -1283,8 +1507,8 @@ class Cluster:
 
     def explain_group(self, group: list[Work]) -> None:
         """Find out why these users' databases are not ready, with one read of pods and one of events."""
-        reasons: dict[str, ApiError] = {}
         path = f"/api/v1/namespaces/{self.kubectl.namespace}/"
+        reasons: dict[str, ApiError] = {}  # By the database's name, or by the uid of its StatefulSet.
 
         def get(resource: str) -> list[dict[str, Any]]:
             answer = b"".join(self.kubectl("get", "--raw", path + resource, seconds=REASON_SECONDS / 2))
@@ -1295,15 +1519,14 @@ class Cluster:
                 reasons["mysql-" + pod["metadata"]["labels"][USER]] = NotReady(503, pod_reason(pod), Retry_After="10")
             if len(reasons) < len(group):
                 for event in get("events?fieldSelector=involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"):
-                    if "exceeded quota" in event.get("message", ""):
-                        reason = NotReady(429, REASONS["quota"][1], Retry_After="60")
-                    else:
-                        reason = NotReady(503, "the cluster refuses the database's pod: its maintainer finds why with kubectl get events",
-                                          Retry_After="30")
-                    reasons.setdefault(event["involvedObject"]["name"], reason)
-        unknown = NotReady(503, "the database is not ready yet: ask again, its creation goes on", Retry_After="2")
+                    quota = "exceeded quota" in event.get("message", "")
+                    reasons[event["involvedObject"]["uid"]] = NotReady(429, REASONS["quota"][1], Retry_After="60") if quota else NotReady(
+                        503, "the cluster refuses the database's pod: its maintainer finds why with kubectl get events", Retry_After="30")
         for work in group:
-            work.failure = reasons.get(work.database.name, unknown)
+            database, uids = work.database, [item.uid for item in work.database.objects.values()]
+            going = "the old database has not gone yet" if database.leaving() else "the database is not ready yet"
+            unknown = NotReady(503, f"{going}: ask again, the creation goes on", Retry_After="2")
+            work.failure = next((reasons[key] for key in (database.name, *uids) if key in reasons), unknown)
 
     def check_template(self) -> None:
         """Have the API server validate the template once: a misspelt field passes in create_group, which skips that for speed."""
@@ -1389,7 +1612,7 @@ class Template:
         try:
             with open(path, encoding="utf-8") as file:
                 self.objects: list[dict[str, Any]] = [item for item in yaml.safe_load_all(file) if item is not None]
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
         kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
         self.kinds = [kind for kind in KINDS if kind in kinds]
@@ -1546,7 +1769,8 @@ class Kubectl:
         except (OSError, RuntimeError) as error:  # No process, thread, file or memory to be had.
             outcome, said = "missing", str(error)
         said = strike_out(said, hide)
-        log.info(logfmt("kubectl", verb=arguments[0], outcome=outcome, ms=(time.monotonic() - started) * 1000,
+        target = next((argument.partition("?")[0] for argument in arguments[1:] if argument[0] != "-"), "-")
+        log.info(logfmt("kubectl", verb=arguments[0], target=target, outcome=outcome, ms=(time.monotonic() - started) * 1000,
                         **({"said": said} if said else {})))
         if outcome != "ok":
             raise KubectlError(outcome, said)
@@ -1577,18 +1801,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a database "
                                      "in its Kubernetes cluster, over mutual TLS.")
 
-    def option(name: str, default: Any, text: str, **more: Any) -> None:
-        shown = "kubectl's own" if default == "" else default
+    def option(name: str, default: Any, text: str, shown: str = "", **more: Any) -> None:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, default=default, help=f"{text} (default: {shown})", **more)
+        parser.add_argument(*spellings, dest=name, default=default, help=f"{text} (default: {shown or default})", **more)
 
     option("host", "0.0.0.0", "address to listen on; :: for IPv6")
     option("port", 50052, "TCP port to listen on; 0 for any free one", type=int)
     option("ca_crt", "key_store/ca/ca.crt", "PEM file: the CA whose clients are let in")
     option("server_key", "key_store/server/server.key", "PEM file: this server's private key, not encrypted")
     option("server_crt", "key_store/server/server.crt", "PEM file: this server's certificate")
-    option("namespace", "", "namespace for the databases")
-    option("context", "", "context of the kubeconfig")
+    option("crl", "", "PEM file: the CA's list of revoked certificates", shown="none: no certificate is revoked")
+    option("namespace", "", "namespace for the databases", shown="kubectl's own")
+    option("context", "", "context of the kubeconfig", shown="kubectl's own")
     option("kubectl", "kubectl", "kubectl program, 1.20 or later")
     option("templates", os.path.join(os.path.dirname(os.path.abspath(__file__)), "k8s_templates"), "folder of the templates")
     option("db_template", "mysql.yaml", "template of a database, in that folder")
@@ -1596,6 +1820,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("sweep_interval", 60.0, "seconds between two rounds of writing heart beats down and deleting what is idle", type=seconds)
     option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
     option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
+    option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once", type=int)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
@@ -1614,27 +1839,34 @@ def refuse(what: str, remedy: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def check_tls(options: argparse.Namespace) -> None:
+def check_tls(files: dict[str, str]) -> None:
     """Exit naming the file at fault if the TLS files named on the command line cannot be used."""
-    for name in ("ca_crt", "server_key", "server_crt"):
-        path = getattr(options, name)
+    for name, path in files.items():
+        if name == "crl" and not path:
+            continue
         try:
-            with open(path, "rb") as file:
-                content = file.read()
+            content = read_file(path)
         except OSError as error:
             refuse(f"--{name} {path} cannot be read ({error.strerror})", "make it with gen_cert.sh server, or name another file")
         if b"-----BEGIN " not in content:
             refuse(f"--{name} {path} is no PEM file", "name a file that begins with -----BEGIN")
     try:
-        tls_context(options.ca_crt, options.server_crt, options.server_key)
-    except (OSError, ValueError) as error:
-        files = f"--server_key {options.server_key} and --server_crt {options.server_crt}"
-        if getattr(error, "reason", "") in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
-            refuse(f"{files} do not belong together", "name the key that the certificate was made for")
-        with contextlib.suppress(OSError):
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(options.ca_crt)
-            refuse(f"{files} cannot be used ({error})", "expected a private key without a password, and its certificate")
-        refuse(f"--ca_crt {options.ca_crt} holds no certificate that can be used ({error})", "name the CA's certificate in PEM")
+        tls = load_tls(files)
+        if tls.expiries.get("crl", float("inf")) < time.time():
+            refuse(f"--crl {files['crl']} has ended, and nobody would get in", "make a new one with gen_cert.sh")
+    except (OSError, ValueError, LookupError) as error:
+        pair = f"--server_key {files['server_key']} and --server_crt {files['server_crt']}"
+        if getattr(error, "reason", "") in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+            refuse(f"{pair} do not belong together", "name the key that the certificate was made for")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_verify_locations(files["ca_crt"])
+            context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
+        except OSError:
+            if not context.cert_store_stats()["x509_ca"]:
+                refuse(f"--ca_crt {files['ca_crt']} holds no certificate that can be used ({error})", "name the CA's certificate in PEM")
+            refuse(f"{pair} cannot be used ({error})", "expected a private key without a password, and its certificate")
+        refuse(f"--crl {files['crl']} cannot be used ({error})", "name the revocation list of the CA, in PEM")
 
 
 def find_namespace(options: argparse.Namespace) -> str:
@@ -1642,9 +1874,10 @@ def find_namespace(options: argparse.Namespace) -> str:
     inside = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
     namespace: str = options.namespace
     try:
-        if not namespace:
-            namespace = b"".join(Kubectl(options.kubectl, options.context, "")(
+        if not namespace or options.context:  # Which must be there.
+            own = b"".join(Kubectl(options.kubectl, options.context, "")(
                 "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}", seconds=5)).decode()
+            namespace = namespace or own
     except KubectlError as error:
         if options.context or "current-context must exist" not in error.words:  # There is none in a pod, which is no error.
             words = " ".join(error.words.split()) or error.reason
@@ -1668,7 +1901,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse(f"the template {path} cannot be read ({error.strerror})", "name its folder with --templates and its name with --db_template")
     except ValueError as error:
         refuse(f"the template {path} {error}", "compare it with k8s_templates/mysql.yaml")
-    check_tls(options)
+    tls_files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
+    check_tls(tls_files)
     program = shutil.which(options.kubectl)
     if not program:
         refuse(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
@@ -1685,20 +1919,22 @@ def main(arguments: list[str] | None = None) -> int:
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:
-        server = Server((options.host, options.port), lambda: tls_context(options.ca_crt, options.server_crt, options.server_key), cluster)
+        server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client)
     except (OSError, OverflowError) as error:
         refuse(f"cannot listen on --host {options.host} --port {options.port} ({error})", "name an address of this machine and a free port")
     # Any thread may be given the signal, and would not wake this one from anything but reading a file.
     signalled, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     cluster.start()
+    threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
                     context=options.context or "current", namespace=kubectl.namespace, template=path))
-    os.read(signalled, 1)
+    while os.read(signalled, 1) == bytes([signal.SIGHUP]):
+        server.try_reload()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
     log.info(logfmt("stop", seconds=STOP_SECONDS))
