@@ -314,11 +314,11 @@ class Refusals:
             key = (address, reason) if len(self.counts) < MAX_REFUSALS or (address, reason) in self.counts else ("others", reason)
             self.counts[key] = self.counts.get(key, 0) + 1
 
-    def flush(self) -> None:
-        """Log what is due."""
+    def flush(self, everything: bool = False) -> None:
+        """Log what is due, or all that there is."""
         now = time.monotonic()
         with self.lock:
-            self.logged = {key: moment for key, moment in self.logged.items() if moment > now - REFUSALS_SECONDS}
+            self.logged = {} if everything else {key: moment for key, moment in self.logged.items() if moment > now - REFUSALS_SECONDS}
             due = [(key, self.counts.pop(key)) for key in self.counts.keys() - self.logged.keys()]
             self.logged.update((key, now) for key, _ in due)
         for (address, reason), count in due:
@@ -385,7 +385,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
         serial, now = int(certificate["serialNumber"], 16), time.time()
         with self.lock:
-            stranger = self.strangers.pop(connection, None)
+            stranger = self.strangers.get(connection)  # It stays one if there is no room, and is bounded with them.
             if not stranger:
                 raise ValueError("made room for others")
             if stranger.generation != self.generation:
@@ -402,7 +402,7 @@ class Server(http.server.ThreadingHTTPServer):
                         return False
                     del self.idle[longest_idle], self.clients[longest_idle]
                     hang_up(longest_idle)
-            self.clients[connection] = stranger._replace(name=name, serial=serial)
+            self.clients[connection] = self.strangers.pop(connection)._replace(name=name, serial=serial)
             return True
 
     def rest(self, connection: socket.socket, idle: bool) -> bool:
@@ -497,7 +497,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.stopping = True
             for connection in (*self.strangers, *self.idle):
                 hang_up(connection)
-        self.refusals.flush()
+        self.refusals.flush(everything=True)
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -588,7 +588,7 @@ def why_refused(error: Exception) -> str:
     """Return why a handshake failed, in few words that are the same for the same reason."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    if isinstance(error, ssl.SSLError) and error.reason:
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if isinstance(error, OSError):
         return "timed out" if isinstance(error, socket.timeout) else "hung up"

@@ -105,10 +105,11 @@ def template(name: str, **changes: Any) -> list[str]:
 class Running:
     """A server process on a free port. Its end must be clean, and its log without tracebacks, warnings and passwords."""
 
-    def __init__(self, *options: str, kubeconfig: str = "", program: tuple[str, ...] = (os.path.join(HERE, "playground.py"),)) -> None:
+    def __init__(self, *options: str, kubeconfig: str = "", program: tuple[str, ...] = (os.path.join(HERE, "playground.py"),),
+                 python: tuple[str, ...] = ("-X", "dev", "-W", "error")) -> None:
         self.log_path = tempfile.mktemp(prefix="log-", dir=folder)
         store = path("key_store")
-        command = [sys.executable, "-X", "dev", "-W", "error", *program, "--host=127.0.0.1", "--port=0", f"--ca_crt={store}/ca/ca.crt",
+        command = [sys.executable, *python, *program, "--host=127.0.0.1", "--port=0", f"--ca_crt={store}/ca/ca.crt",
                    f"--server_key={store}/server/server.key", f"--server_crt={store}/server/server.crt", f"--namespace={namespace}",
                    f"--kubectl={KUBECTL}", *options]
         with open(self.log_path, "wb") as log:
@@ -204,7 +205,7 @@ class Running:
             return receive_all(connection)
 
 
-def receive_all(connection: ssl.SSLSocket) -> bytes:
+def receive_all(connection: socket.socket) -> bytes:
     answer = b""
     with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
         while data := connection.recv(65536):
@@ -649,6 +650,132 @@ class Wire(unittest.TestCase):
         with ThreadPoolExecutor(2) as pool:
             for answer in pool.map(trickle, requests):
                 self.assertEqual(answer[:12], b"HTTP/1.1 408")
+
+
+class Fortress(unittest.TestCase):
+    """Strangers, hostile clients, and TLS files that change."""
+
+    STATUS = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    def burden(self, server: Running) -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{server.process.pid}/task")), len(os.listdir(f"/proc/{server.process.pid}/fd"))
+
+    def answered(self, connection: ssl.SSLSocket) -> bool:
+        """Ask on an open connection; tell whether it was answered, and not closed."""
+        try:
+            connection.sendall(self.STATUS)
+            return connection.recv(65536).startswith(b"HTTP/1.1 200")
+        except OSError:
+            return False
+
+    def test_refused_handshakes_are_a_line_for_each_reason_with_their_number(self) -> None:
+        with Running() as server:
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    answer = receive_all(stranger)
+                    self.assertNotIn(b"HTTP", answer)
+                    self.assertLess(len(answer), 10)  # A TLS alert at most.
+                with socket.create_connection(("127.0.0.1", server.port)):
+                    pass
+        lines = server.lines("handshake outcome=refused")
+        self.assertLessEqual(len(lines), 4, lines)
+        self.assertEqual(sum(int(line.rpartition("count=")[2]) for line in lines), 40)
+        for line in lines:
+            self.assertRegex(line, r'address=127\.0\.0\.1 reason=("http request"|"hung up") count=\d+$')
+
+    def test_clients_connections_make_room_for_each_other_and_not_for_another_clients(self) -> None:
+        with Running("--max_connections_per_client=3") as server, contextlib.ExitStack() as stack:
+            bob = stack.enter_context(server.connect("bob"))
+            self.assertTrue(self.answered(bob))
+            connections = [stack.enter_context(server.connect()) for _ in range(3)]
+            for connection in connections:
+                self.assertTrue(self.answered(connection))
+            newest = stack.enter_context(server.connect())
+            self.assertTrue(self.answered(newest))
+            self.assertEqual([self.answered(connection) for connection in connections], [False, True, True])
+            for connection in (*connections[1:], newest):  # Busy ones: waiting for the cluster.
+                connection.sendall(b"GET /api/heart_beat HTTP/1.1\r\nHost: x\r\n\r\n")
+            with server.connect() as refused:
+                refused.sendall(self.STATUS)
+                answer = receive_all(refused)
+                self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
+                self.assertIn(b"\r\nRetry-After: ", answer)
+            self.assertTrue(self.answered(bob))
+
+    def test_hostile_clients_leave_no_thread_and_no_file_behind(self) -> None:
+        post = b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+        with Running() as server:
+            self.assertEqual(server.call("alice", "status")[0], 200)
+            before = self.burden(server)
+            with contextlib.ExitStack() as stack:
+                for number in range(60):
+                    plain = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                    # A reset instead of a good-bye, at each stage.
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    if number % 6:
+                        connection = stack.enter_context(tls("alice").wrap_socket(plain, server_hostname="localhost"))
+                        connection.sendall((b"", b"GET /api", post, post + b"x", self.STATUS, self.STATUS * 50)[number % 6])
+                        if number % 2:
+                            connection.shutdown(socket.SHUT_WR)  # Half-closed.
+                self.assertEqual(server.call("bob", "status")[0], 200)
+            eventually(lambda: self.burden(server) <= before, "its threads and files are as before")
+
+    def test_client_that_does_not_read_is_let_go(self) -> None:
+        with Running() as server, socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            plain.connect(("127.0.0.1", server.port))
+            with tls("alice").wrap_socket(plain, server_hostname="localhost") as connection:
+                threads = self.burden(server)[0]
+                connection.settimeout(1)
+                with contextlib.suppress(OSError):
+                    while True:  # Until its answers fill every buffer between us, and it reads no more requests.
+                        connection.sendall(self.STATUS * 100)
+                eventually(lambda: self.burden(server)[0] < threads, "the connection's thread has ended")
+
+    def key_store(self, name: str) -> list[str]:
+        """Copy the key store; return the options that name the copy."""
+        shutil.copytree(path("key_store"), path(name))
+        return [f"--ca_crt={path(name)}/ca/ca.crt", f"--server_key={path(name)}/server/server.key", f"--server_crt={path(name)}/server/server.crt"]
+
+    def serial(self, server: Running) -> Any:
+        with server.connect() as connection:
+            certificate = connection.getpeercert()
+            assert certificate
+            return certificate["serialNumber"]
+
+    def test_server_certificate_is_taken_up_when_both_its_files_have_changed(self) -> None:
+        options = self.key_store("renewed")
+        shutil.move(path("renewed/server"), path("old_server"))
+        self.assertEqual(gen_cert("server", store="renewed").returncode, 0)
+        shutil.move(path("renewed/server"), path("new_server"))
+        shutil.copytree(path("old_server"), path("renewed/server"))
+        with Running(*options) as server:
+            old = self.serial(server)
+            os.replace(path("new_server/server.key"), path("renewed/server/server.key"))  # Renamed over.
+            eventually(lambda: server.lines('tls outcome="kept as it was"'), "the pair that does not match is noticed")
+            self.assertEqual(self.serial(server), old)
+            with server.connect() as connection:
+                self.assertTrue(self.answered(connection))
+                shutil.copyfile(path("new_server/server.crt"), path("renewed/server/server.crt"))  # Written in place.
+                eventually(lambda: self.serial(server) != old, "the new one is served")
+                self.assertTrue(self.answered(connection))  # Nobody else is let in than before: it goes on.
+
+    def test_sighup_takes_the_files_up_and_a_new_ca_lets_its_clients_in(self) -> None:
+        options = self.key_store("joined")
+        gen_cert("carol", store="joining")
+        other = tls("")
+        other.load_cert_chain(path("joining/carol/carol.crt"), path("joining/carol/carol.key"))
+        with Running(*options) as server, server.connect() as connection:
+            self.assertTrue(self.answered(connection))
+            with open(path("joining/ca/ca.crt"), encoding="utf-8") as file, open(path("joined/ca/ca.crt"), "a", encoding="utf-8") as bundle:
+                bundle.write(file.read())
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: server.lines("tls outcome=reloaded"), "it has reloaded")
+            plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS)
+            with other.wrap_socket(plain, server_hostname="localhost") as carol:
+                self.assertTrue(self.answered(carol))
+            self.assertFalse(self.answered(connection))  # Others may be let in now than when it was.
 
 
 class Ending(unittest.TestCase):
