@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
 import calendar
 import collections
 import contextlib
@@ -31,6 +32,7 @@ import errno
 import hashlib
 import http
 import http.server
+import itertools
 import json
 import logging
 import os
@@ -190,6 +192,79 @@ def unavailable(message: str, seconds: int = 5) -> ApiError:
     return ApiError(503, message, Retry_After=str(seconds))
 
 
+class Family(NamedTuple):
+    """A family of metrics: its type, what it tells, and the upper bounds of a histogram's buckets."""
+
+    kind: str
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+FAMILIES = {
+    "requests_total": Family("counter", "Requests answered."),
+    "request_seconds": Family("histogram", "Time from a request's first byte to its answer.", (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18)),
+    "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
+    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.", (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
+    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.", (1, 2, 5, 10, 20, 50)),
+    "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
+    "connections": Family("gauge", "Open connections."),
+    "databases": Family("gauge", "Databases in the namespace."),
+    "cluster_synchronised": Family("gauge", "1 while every watch goes well and the template is known to be good, otherwise 0."),
+    "last_beat_write_timestamp_seconds": Family("gauge", "When heart beats were last written into the cluster, or none was waiting."),
+    "certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate or the revocation list ends."),
+    "build_info": Family("gauge", "1; the label tells the version."),
+}
+
+
+Labels = tuple[tuple[str, str], ...]
+Samples = dict[str, dict[Labels, float]]  # By family and labels.
+
+
+class Metrics:
+    """What has happened since the start, for Prometheus (its text format, version 0.0.4)."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        # By family and labels: a counter's value; or a histogram's count for each bucket and above, and the sum.
+        self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
+
+    def add(self, family: str, value: float = 1, **labels: str) -> None:
+        """Add to a counter, or put a value into a histogram."""
+        buckets = FAMILIES[family].buckets
+        with self.lock:
+            cells = self.values[family].setdefault(tuple(labels.items()), [0.0] * (len(buckets) + 2 if buckets else 1))
+            cells[-1] += value
+            if buckets:
+                cells[bisect.bisect_left(buckets, value)] += 1
+
+    def text(self, gauges: Samples) -> str:
+        """Return all of them, and what the gauges say now, by family and labels."""
+        with self.lock:
+            values = {name: {labels: list(cells) for labels, cells in family.items()} for name, family in self.values.items()}
+        lines = []
+
+        def sample(name: str, labels: Labels, value: float) -> None:
+            quoted = ",".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in labels)
+            lines.append(f"playground_{name}{f'{{{quoted}}}' if quoted else ''} {value:.15g}")
+        for name, family in FAMILIES.items():
+            lines += [f"# HELP playground_{name} {family.help}", f"# TYPE playground_{name} {family.kind}"]
+            for labels, value in gauges.get(name, {}).items():
+                sample(name, labels, value)
+            for labels, cells in values.get(name, {}).items():
+                if not family.buckets:
+                    sample(name, labels, cells[0])
+                    continue
+                counts = list(itertools.accumulate(cells[:-1]))
+                for bound, count in zip((*map(str, family.buckets), "+Inf"), counts):
+                    sample(f"{name}_bucket", (*labels, ("le", bound)), count)
+                sample(f"{name}_sum", labels, cells[-1])
+                sample(f"{name}_count", labels, counts[-1])
+        return "\n".join(lines) + "\n"
+
+
+metrics = Metrics()
+
+
 # ---- TLS and connections ----------------------------------------------------------------------------
 
 class Tls(NamedTuple):
@@ -310,6 +385,7 @@ class Refusals:
 
     def add(self, address: str, reason: str) -> None:
         """Count one; it is logged by the next `flush`."""
+        metrics.add("handshakes_refused_total", reason=reason)
         with self.lock:
             key = (address, reason) if len(self.counts) < MAX_REFUSALS or (address, reason) in self.counts else ("others", reason)
             self.counts[key] = self.counts.get(key, 0) + 1
@@ -648,8 +724,12 @@ class Connection(socketserver.BaseRequestHandler):
         except Exception:
             log.error(logfmt("request", client=self.client, api=api, error=traceback.format_exc()))
             status, answer = 500, {"error": "this server failed: its maintainer's log says why"}
-        log.info(logfmt("request", client=self.client, method=method, api=api, user=user, status=status,
-                        ms=(time.monotonic() - started) * 1000))
+        taken = time.monotonic() - started
+        known = api if api in API else "-"  # What clients make up is no label.
+        metrics.add("requests_total", api=known, status=str(status))
+        metrics.add("request_seconds", taken, api=known)
+        log.log(logging.WARNING if status >= 500 else logging.INFO, logfmt(
+            "request", client=self.client, method=method, api=api, user=user, status=status, ms=taken * 1000))
         if api == "heart_beat" and status >= 400:
             time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
         close = not keep_alive or self.server.ending(self.request)
@@ -696,10 +776,12 @@ class Connection(socketserver.BaseRequestHandler):
         body, self.buffer = self.buffer[:length], self.buffer[length:]
         return body
 
-    def send(self, status: int, answer: dict[str, Any], headers: dict[str, str], close: bool, body: bool = True) -> None:
+    def send(self, status: int, answer: dict[str, Any] | str, headers: dict[str, str], close: bool, body: bool = True) -> None:
         """Send an answer, head and body in one write. Raises OSError if the client does not take it in ANSWER_SECONDS."""
-        content = json.dumps(answer).encode() + b"\n" if body else b""
-        fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": "application/json", "Content-Length": str(len(content)),
+        text, kind = (answer, "text/plain; version=0.0.4; charset=utf-8") if isinstance(answer, str) else (
+            json.dumps(answer) + "\n", "application/json")
+        content = text.encode() if body else b""
+        fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": kind, "Content-Length": str(len(content)),
                   "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers, **({"Connection": "close"} if close else {})}
         lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
         data = memoryview("\r\n".join([*lines, "", ""]).encode() + content)
@@ -777,7 +859,7 @@ def read_query(query: bytes) -> dict[str, Any]:
     return dict(pairs)
 
 
-def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[str, Any]], dict[str, str]]:
+def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[str, Any] | str], dict[str, str]]:
     """Look a request up in the API; return its function and its parameters. Raises ApiError."""
     if name not in API:
         raise ApiError(404, "there is no such API: " + ", ".join(f"{known[0]} /api/{api}" for api, known in API.items()))
@@ -820,12 +902,28 @@ def status(server: Server, client: str, deadline: float) -> dict[str, Any]:
     return {"version": __version__, "uptime_seconds": int(time.monotonic() - server.started), "cluster": server.cluster.status()}
 
 
-API: dict[str, tuple[str, Callable[..., dict[str, Any]], tuple[str, ...]]] = {
+def tell_metrics(server: Server, client: str, deadline: float) -> str:
+    """Return what Prometheus scrapes. It names no user and no client."""
+    with server.lock:
+        connections: dict[str, float] = {"handshake": len(server.strangers), "idle": len(server.idle),
+                                         "busy": len(server.clients) - len(server.idle)}
+    labelled: dict[str, tuple[str, dict[str, float]]] = {
+        "connections": ("state", connections), "databases": ("status", server.cluster.count()),
+        "certificate_expiry_timestamp_seconds": ("file", server.tls.expiries), "build_info": ("version", {__version__: 1})}
+    gauges: Samples = {family: {((label, value),): number for value, number in numbers.items()}
+                       for family, (label, numbers) in labelled.items()}
+    gauges["cluster_synchronised"] = {(): float(server.cluster.status() == "ok")}
+    gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.beats_written_at}
+    return metrics.text(gauges)
+
+
+API: dict[str, tuple[str, Callable[..., dict[str, Any] | str], tuple[str, ...]]] = {
     "create_db": ("POST", create_db, ("user_id",)),
     "heart_beat": ("GET", heart_beat, ("user_id",)),
     "delete_db": ("POST", delete_db, ("user_id",)),
     "list_db": ("GET", list_db, ()),
     "status": ("GET", status, ()),
+    "metrics": ("GET", tell_metrics, ()),
 }
 
 
@@ -843,6 +941,14 @@ KEEP = PREFIX + "keep"
 # In the order of creation: a pod starts with the Secret that is there, so that a Secret missing beside a
 # StatefulSet or a claim is known to have been deleted. Every template has all of them but the claim.
 KINDS = {"Secret": "secret", "PersistentVolumeClaim": "persistentvolumeclaim", "Service": "service", "StatefulSet": "statefulset.apps"}
+
+
+# The rights that the server needs in its namespace. k8s_templates/playground.yaml grants them and says what for.
+RIGHTS = {"statefulsets.apps": ("get", "list", "watch", "create", "patch", "delete"),
+          "services": ("get", "list", "watch", "create", "delete"), "secrets": ("get", "list", "watch", "create", "delete"),
+          "pods": ("list",), "events": ("list",)}
+CLAIM_RIGHTS = {"persistentvolumeclaims": ("get", "list", "watch", "create", "delete")}  # With a template that has a claim.
+SAMPLE_DATA = "playground-sample-data"  # The ConfigMap that the templates mount, if it is there.
 
 
 def slug(user_id: str) -> str:
@@ -1044,6 +1150,7 @@ class Cluster:
         self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
         self.unknown = set(self.troubles)  # Those that never were good so far.
         self.early_beats: set[tuple[str, str]] = set()
+        self.beats_written_at = time.time()
         self.synchronised = threading.Condition(self.lock)
         self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
         self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
@@ -1122,6 +1229,12 @@ class Cluster:
         with self.lock:
             trouble = self.trouble(self.troubles)
             return REASONS[trouble][1] if trouble else "ok"
+
+    def count(self) -> dict[str, float]:
+        """Return how many databases are ready, and how many are starting."""
+        with self.lock:
+            statuses = [database.status() for database in self.databases.values()]
+        return {status: float(statuses.count(status)) for status in ("ready", "starting")}
 
     # -- one user's database
 
@@ -1319,6 +1432,7 @@ class Cluster:
                 wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
         if not wanted:
             return
+        metrics.add("creations_grouped", len(group))
         printed: set[str] = set()
         manifest = listed([item for _, item in wanted])
         try:
@@ -1459,6 +1573,7 @@ class Cluster:
                     database.hear()
             self.early_beats.clear()
             heard = [database for database in self.databases.values() if database.unwritten and "StatefulSet" in database.objects]
+        failed = False
         beat = f"{LAST_BEAT}={rfc3339(time.time())}"
         for start in range(0, len(heard), BEATS_PER_KUBECTL):
             group = {f"{KINDS['StatefulSet']}/{database.name}": database for database in heard[start:start + BEATS_PER_KUBECTL]}
@@ -1469,9 +1584,12 @@ class Cluster:
             try:
                 for line in self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest):
                     group.pop(line.decode().strip(), None)
-            except KubectlError:
+            except KubectlError as error:
+                failed = failed or error.reason != "not found"
                 for database in group.values():  # What has gone meanwhile is not in the next round.
                     database.unwritten = True
+        if not failed:
+            self.beats_written_at = time.time()
 
     def idle(self, database: Database) -> dict[str, Seen]:
         """Return what is to be deleted of a database whose user has not been heard of for too long, on any server."""
@@ -1503,6 +1621,7 @@ class Cluster:
                     self.delete_one(work.database, kind, item)
                 if stateful_set or doomed:
                     user_id, client = work.owner
+                    metrics.add("databases_swept_total")
                     log.info(logfmt("sweep", user=user_id, client=client, last_beat=stateful_set.last_beat if stateful_set else "-"))
 
     def explain_group(self, group: list[Work]) -> None:
@@ -1769,9 +1888,12 @@ class Kubectl:
         except (OSError, RuntimeError) as error:  # No process, thread, file or memory to be had.
             outcome, said = "missing", str(error)
         said = strike_out(said, hide)
-        target = next((argument.partition("?")[0] for argument in arguments[1:] if argument[0] != "-"), "-")
-        log.info(logfmt("kubectl", verb=arguments[0], target=target, outcome=outcome, ms=(time.monotonic() - started) * 1000,
-                        **({"said": said} if said else {})))
+        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-"), "-").partition("?")
+        verb = "watch" if "&watch=1" in query else arguments[0]
+        taken = time.monotonic() - started
+        metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome)
+        log.log(logging.INFO if outcome in ("ok", "exists", "not found", "conflict") else logging.WARNING, logfmt(
+            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000, **({"said": said} if said else {})))
         if outcome != "ok":
             raise KubectlError(outcome, said)
 
@@ -1821,6 +1943,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
     option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
     option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once", type=int)
+    parser.add_argument("--check", action="store_true", help="try all that the server needs, print a line for each, and exit with 0 or 1")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
@@ -1891,6 +2014,80 @@ def find_namespace(options: argparse.Namespace) -> str:
     return namespace
 
 
+def check(kubectl: Kubectl, template: Template, tls_files: dict[str, str]) -> int:
+    """Try all that the server needs, and print a line for each with what to do; return 0 if nothing is wrong, otherwise 1."""
+    wrong = 0
+
+    def say(what: str, problem: str = "") -> None:
+        nonlocal wrong
+        wrong += bool(problem)
+        print(f"WRONG  {what}: {problem}" if problem else f"ok     {what}", flush=True)
+
+    def ask(*arguments: str, stdin: bytes = b"") -> str:
+        return b"".join(kubectl(*arguments, stdin=stdin)).decode().strip()
+
+    def attempt(what: str, remedy: str, *arguments: str, stdin: bytes = b"") -> str:
+        try:
+            answer = ask(*arguments, stdin=stdin)
+        except KubectlError as error:
+            say(what, f"{next(iter(error.words.splitlines()), error.message)}; {remedy}")
+            return ""
+        say(what)
+        return answer
+
+    tls = load_tls(tls_files)
+    for name, expiry in tls.expiries.items():
+        days = int((expiry - time.time()) // 86400)
+        say(f"{tls_files[name]} ends in {days} days", "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
+    try:
+        names = ", ".join(name for _, name in presented(tls, tls_files["ca_crt"]).get("subjectAltName", ()))
+        say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
+    except ssl.SSLError as error:
+        say(tls_files["server_crt"], f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
+    version = attempt("kubectl runs, and the cluster answers", "see that kubectl get pods works, or name the --context",
+                      "get", "--raw", "/version")
+    if not version:
+        return 1
+    say(f"the cluster is Kubernetes {json.loads(version)['gitVersion']}")
+    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if "PersistentVolumeClaim" in template.kinds else {})}.items():
+        for verb in verbs:
+            granted = ""
+            with contextlib.suppress(KubectlError):  # "no" is a failure to kubectl.
+                granted = ask("auth", "can-i", verb, kind)
+            say(f"right to {verb} {kind}", "" if granted == "yes" else "grant it, as k8s_templates/playground.yaml does")
+    made = attempt(f"namespace {kubectl.namespace} takes the objects of {template.path}", "create the namespace, or correct the template",
+                   "create", "-f", "-", "--dry-run=server", "--validate=true", "-o", "jsonpath={.metadata.creationTimestamp} ",
+                   stdin=listed(template.fill({**EXAMPLE, "now": rfc3339(0)})))
+    if made:
+        off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], RFC_3339)))
+        say("clock", "" if off < 60 else f"it is {off:.0f} s off the cluster's; let NTP set it")
+    for what, kind in (("quota", "resourcequotas"), ("sample data", f"configmaps/{SAMPLE_DATA}")):
+        try:
+            found = json.loads(ask("get", kind, "--ignore-not-found", "-o", "json") or "{}")
+        except KubectlError as error:
+            print(f"-      {what}: not looked at, which needs the right to get and list {kind.partition('/')[0]} ({error.reason})")
+            continue
+        used = [f"{name} {item['status']['used'].get(name, 0)} of {hard}" for item in found.get("items", ())
+                for name, hard in item.get("status", {}).get("hard", {}).items()]
+        if what == "quota":
+            say(f"quota used: {', '.join(used)}" if used else "quota: none")
+        else:
+            say("sample data is there" if found else "sample data: none; databases start empty until playground.yaml is applied")
+    return 1 if wrong else 0
+
+
+def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
+    """Return the server's certificate as a client sees it that trusts the CA. Raises ssl.SSLError if it would refuse it."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context(cafile=ca_crt)
+    context.check_hostname = False
+    server, client = tls.context.wrap_bio(to_server, to_client, server_side=True), context.wrap_bio(to_client, to_server)
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return client.getpeercert() or {}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; return its exit status. Exits with 2 if it cannot start."""
     options = parse_arguments(arguments)
@@ -1916,6 +2113,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s level=%(levelname)s %(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%SZ")
     logging.Formatter.converter = time.gmtime
+    if options.check:
+        log.setLevel(logging.CRITICAL)
+        return check(kubectl, template, tls_files)
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:
@@ -1932,7 +2132,9 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
-                    context=options.context or "current", namespace=kubectl.namespace, template=path))
+                    crl=options.crl or "none", certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
+                    context=options.context or "current", namespace=kubectl.namespace, template=path,
+                    idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
     while os.read(signalled, 1) == bytes([signal.SIGHUP]):
         server.try_reload()
     for number in (signal.SIGTERM, signal.SIGINT):
