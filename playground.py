@@ -163,6 +163,7 @@ LAST_BEATS_SECONDS = 5.0
 # ---- Errors and the log -----------------------------------------------------------------------------
 
 log = logging.getLogger("playground")
+log.addHandler(logging.NullHandler())  # Until `main` has it written to stderr.
 PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
 
 
