@@ -188,6 +188,22 @@ class NotReady(ApiError):
     """Why a database is not ready at some moment."""
 
 
+class Refusal(Exception):
+    """Why the server does not start, or does not take a file up: what is wrong, with its path, and the remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}: {remedy}")
+
+
+@contextlib.contextmanager
+def blaming(what: str, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into a Refusal that names it."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError) as error:
+        raise Refusal(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
+
+
 def unavailable(message: str, seconds: int = 5) -> ApiError:
     """Return a 503 that asks the client to come back in so many seconds (RFC 9110, section 10.2.3)."""
     return ApiError(503, message, Retry_After=str(seconds))
@@ -278,11 +294,14 @@ class Tls(NamedTuple):
 
 
 def load_tls(files: dict[str, str]) -> Tls:
-    """Read the TLS files: ca_crt, server_crt, server_key, and crl, which may be empty.
+    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, which may be empty.
 
-    The context requires a certificate of our CA from every client, in every handshake. Raises OSError,
-    or ValueError that says what is wrong with a file.
+    The context requires a certificate of our CA from every client, in every handshake. Raises Refusal.
     """
+    content = {}
+    for name, path in files.items():
+        with blaming(f"--{name} {path} cannot be read", "make it with gen_cert.sh server, or name another file"):
+            content[name] = read_file(path) if path or name != "crl" else b""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -290,24 +309,30 @@ def load_tls(files: dict[str, str]) -> Tls:
     # with the context, Python cannot tell it not to, and Server.welcome looks.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
-    # OpenSSL checks the purpose too: a certificate for servers only is no client's.
-    context.load_verify_locations(files["ca_crt"])
-    # Without a password function OpenSSL would ask for one on the terminal.
-    context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
-    authorities = context.get_ca_certs(binary_form=True)
-    expiries = {"ca_crt": min(map(certificate_expiry, authorities)),
-                "server_crt": certificate_expiry(pem(files["server_crt"], "CERTIFICATE")[0])}
+    with blaming(f"--ca_crt {files['ca_crt']} holds no certificate that can be used", "name the CA's certificate in PEM"):
+        # OpenSSL checks the purpose too: a certificate for servers only is no client's.
+        context.load_verify_locations(files["ca_crt"])
+        authorities = context.get_ca_certs(binary_form=True)
+        expiries = {"ca_crt": min(map(certificate_expiry, authorities))}
+    with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used together",
+                 "expected a private key in PEM without a password, and the certificate that was made for it"):
+        # Without a password function OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
+        expiries["server_crt"] = certificate_expiry(pem(content["server_crt"], "CERTIFICATE")[0])
     revoked: set[int] = set()
-    if files["crl"]:
-        context.load_verify_locations(files["crl"])
-        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        for crl in pem(files["crl"], "X509 CRL"):
+    with blaming(f"--crl {files['crl']} cannot be used", "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
+        for crl in pem(content["crl"], "X509 CRL") if files["crl"] else ():
             issuer, expiry, serials = read_crl(crl)
             if not any(issuer in authority for authority in authorities):
-                raise ValueError(f"{files['crl']} is not of the CA in {files['ca_crt']}")
+                raise ValueError(f"it is not of the CA in {files['ca_crt']}")
+            if expiry < time.time():
+                raise ValueError("it has ended, and nobody would get in")
             expiries["crl"] = min(expiry, expiries.get("crl", expiry))
             revoked |= serials
-    return Tls(context, b"".join(read_file(files[name]) for name in ("ca_crt", "crl") if files[name]), frozenset(revoked), expiries)
+        if files["crl"]:
+            context.load_verify_locations(files["crl"])
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), expiries)
 
 
 def read_file(path: str) -> bytes:
@@ -316,12 +341,12 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
-def pem(path: str, label: str) -> list[bytes]:
-    """Return the DER of a PEM file's blocks of this label (RFC 7468). Raises OSError, or ValueError if there is none."""
+def pem(content: bytes, label: str) -> list[bytes]:
+    """Return the DER of a PEM file's blocks of this label (RFC 7468). Raises ValueError if there is none."""
     block = rb"-----BEGIN %s-----(.+?)-----END" % label.encode()
-    blocks = [base64.b64decode(text) for text in re.findall(block, read_file(path), re.S)]
+    blocks = [base64.b64decode(text) for text in re.findall(block, content, re.S)]
     if not blocks:
-        raise ValueError(f"{path} holds no {label} in PEM")
+        raise ValueError(f"it holds no {label} in PEM")
     return blocks
 
 
@@ -411,7 +436,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
                  max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT) -> None:
-        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on, and what load_tls raises."""
+        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on, and Refusal of a TLS file."""
         self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
         self.max_connections_per_client = max_connections_per_client
         self.started = time.monotonic()
@@ -515,13 +540,14 @@ class Server(http.server.ThreadingHTTPServer):
         """Take the TLS files up for new connections. A change of who is let in ends the older ones.
 
         Those of revoked certificates and idle ones end at once, others with their answer: Python cannot check
-        a peer again. Raises what load_tls raises, and ValueError for a revocation list that has ended;
-        then nothing has changed.
+        a peer again. Files that cannot be used leave everything as it was.
         """
         with self.reloading:  # Whoever read the files last has the last word.
-            tls = load_tls(self.tls_files)
-            if tls.expiries.get("crl", float("inf")) < time.time():
-                raise ValueError(f"{self.tls_files['crl']} has ended: nobody would get in")
+            try:
+                tls = load_tls(self.tls_files)
+            except Refusal as refusal:
+                log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))
+                return
             with self.lock:
                 changed, self.tls = tls.trusted != self.tls.trusted, tls
                 if changed:
@@ -529,14 +555,7 @@ class Server(http.server.ThreadingHTTPServer):
                     for connection, peer in self.clients.items():
                         if connection in self.idle or peer.serial in tls.revoked:
                             hang_up(connection)
-
-    def try_reload(self) -> None:
-        """Reload, and log how that went."""
-        try:
-            self.reload()
             log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
-        except (OSError, ValueError, LookupError) as error:
-            log.warning(logfmt("tls", outcome="kept as it was", reason=error, remedy="correct the files, they are read when they change"))
 
     def keep_house(self) -> NoReturn:
         """Take TLS files up that have changed, warn before they end, and log who was refused."""
@@ -547,7 +566,7 @@ class Server(http.server.ThreadingHTTPServer):
             now = self.stamps()
             if now != taken and now == before:
                 taken = now
-                self.try_reload()
+                self.reload()
             before = now
             for name, expiry in self.tls.expiries.items():
                 left = expiry - time.time()
@@ -574,7 +593,6 @@ class Server(http.server.ThreadingHTTPServer):
             self.stopping = True
             for connection in (*self.strangers, *self.idle):
                 hang_up(connection)
-        self.refusals.flush(everything=True)
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -1957,44 +1975,8 @@ def seconds(text: str) -> float:
     return value
 
 
-def refuse(what: str, remedy: str) -> NoReturn:
-    """Say in one line why the server does not start and what to do, and exit with 2."""
-    print(f"sqlflow_playground: {what}: {remedy}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def check_tls(files: dict[str, str]) -> None:
-    """Exit naming the file at fault if the TLS files named on the command line cannot be used."""
-    for name, path in files.items():
-        if name == "crl" and not path:
-            continue
-        try:
-            content = read_file(path)
-        except OSError as error:
-            refuse(f"--{name} {path} cannot be read ({error.strerror})", "make it with gen_cert.sh server, or name another file")
-        if b"-----BEGIN " not in content:
-            refuse(f"--{name} {path} is no PEM file", "name a file that begins with -----BEGIN")
-    try:
-        tls = load_tls(files)
-        if tls.expiries.get("crl", float("inf")) < time.time():
-            refuse(f"--crl {files['crl']} has ended, and nobody would get in", "make a new one with gen_cert.sh")
-    except (OSError, ValueError, LookupError) as error:
-        pair = f"--server_key {files['server_key']} and --server_crt {files['server_crt']}"
-        if getattr(error, "reason", "") in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
-            refuse(f"{pair} do not belong together", "name the key that the certificate was made for")
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_verify_locations(files["ca_crt"])
-            context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
-        except OSError:
-            if not context.cert_store_stats()["x509_ca"]:
-                refuse(f"--ca_crt {files['ca_crt']} holds no certificate that can be used ({error})", "name the CA's certificate in PEM")
-            refuse(f"{pair} cannot be used ({error})", "expected a private key without a password, and its certificate")
-        refuse(f"--crl {files['crl']} cannot be used ({error})", "name the revocation list of the CA, in PEM")
-
-
 def find_namespace(options: argparse.Namespace) -> str:
-    """Return the namespace that kubectl itself would use, or exit saying why there is none."""
+    """Return the namespace that kubectl itself would use. Raises Refusal."""
     inside = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
     namespace: str = options.namespace
     try:
@@ -2005,13 +1987,13 @@ def find_namespace(options: argparse.Namespace) -> str:
     except KubectlError as error:
         if options.context or "current-context must exist" not in error.words:  # There is none in a pod, which is no error.
             words = " ".join(error.words.split()) or error.reason
-            refuse(f"kubectl config view failed ({words})", "give --namespace, and a --context that kubectl knows")
+            raise Refusal(f"kubectl config view failed ({words})", "give --namespace, and a --context that kubectl knows") from error
     if not namespace and os.path.exists(inside):
         with open(inside, encoding="utf-8") as file:
             namespace = file.read().strip()
     namespace = namespace or "default"
     if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", namespace):
-        refuse(f"--namespace {namespace!r} is no namespace", "expected up to 63 lower-case letters, digits and dashes")
+        raise Refusal(f"--namespace {namespace!r} is no namespace", "expected up to 63 lower-case letters, digits and dashes")
     return namespace
 
 
@@ -2090,26 +2072,28 @@ def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the server until SIGTERM or SIGINT; return its exit status. Exits with 2 if it cannot start."""
-    options = parse_arguments(arguments)
-    path = os.path.join(options.templates, options.db_template)
+    """Run the server until SIGTERM or SIGINT; return its exit status, 2 if it cannot start."""
     try:
+        return run(parse_arguments(arguments))
+    except Refusal as refusal:
+        print(f"sqlflow_playground: {refusal}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start, serve and end as the options say; return the exit status. Raises Refusal."""
+    path = os.path.join(options.templates, options.db_template)
+    with blaming(f"the template {path} cannot be used", "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
         template = Template(path)
-    except OSError as error:
-        refuse(f"the template {path} cannot be read ({error.strerror})", "name its folder with --templates and its name with --db_template")
-    except ValueError as error:
-        refuse(f"the template {path} {error}", "compare it with k8s_templates/mysql.yaml")
     tls_files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
-    check_tls(tls_files)
+    load_tls(tls_files)
     program = shutil.which(options.kubectl)
     if not program:
-        refuse(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
+        raise Refusal(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
     options.kubectl = program
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
+    with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))
-    except (OSError, ValueError):
-        refuse(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}")
     kubectl = Kubectl(options.kubectl, options.context, find_namespace(options))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s level=%(levelname)s %(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%SZ")
@@ -2122,7 +2106,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client)
     except (OSError, OverflowError) as error:
-        refuse(f"cannot listen on --host {options.host} --port {options.port} ({error})", "name an address of this machine and a free port")
+        raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
+                      "name an address of this machine and a free port") from error
     # Any thread may be given the signal, and would not wake this one from anything but reading a file.
     signalled, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -2137,7 +2122,7 @@ def main(arguments: list[str] | None = None) -> int:
                     context=options.context or "current", namespace=kubectl.namespace, template=path,
                     idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
     while os.read(signalled, 1) == bytes([signal.SIGHUP]):
-        server.try_reload()
+        server.reload()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
     log.info(logfmt("stop", seconds=STOP_SECONDS))
@@ -2147,9 +2132,10 @@ def main(arguments: list[str] | None = None) -> int:
     last.start()
     server.stop()
     cluster.write_beats()
-    while server.clients and time.monotonic() < deadline:
+    while (server.clients or server.strangers) and time.monotonic() < deadline:
         time.sleep(0.02)
     cluster.write_beats()
+    server.refusals.flush(everything=True)
     kubectl.stop()
     return 0
 

@@ -451,13 +451,13 @@ class Start(unittest.TestCase):
             file.write("-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n")
         subprocess.run(["openssl", "ec", "-in", path("key_store/server/server.key"), "-aes128", "-passout", "pass:x", "-out", path("locked")],
                        check=True, capture_output=True)
-        for option in ("ca_crt", "server_key", "server_crt"):
-            for name, remedy in (("nowhere", "gen_cert.sh server"), ("", "gen_cert.sh server"), ("dead.kubeconfig", "-----BEGIN"), ("garbage", ":")):
+        for option in ("ca_crt", "server_key", "server_crt", "crl"):
+            for name, remedy in (("nowhere", "gen_cert.sh server"), ("", "gen_cert.sh server"), ("dead.kubeconfig", "PEM"), ("garbage", "PEM")):
                 with self.subTest(option=option, name=name):
                     line = self.refused(f"--{option}={path(name)}")
                     self.assertIn(f"--{option} {path(name)}", line)
                     self.assertIn(remedy, line)
-        self.assertIn("do not belong together", self.refused(f"--server_key={path('key_store/alice/alice.key')}"))
+        self.assertIn("KEY_VALUES_MISMATCH", self.refused(f"--server_key={path('key_store/alice/alice.key')}"))
         self.assertIn("without a password", self.refused(f"--server_key={path('locked')}"))
 
     def test_template_that_does_not_parse_or_lacks_a_placeholder_is_named(self) -> None:
@@ -475,7 +475,7 @@ class Start(unittest.TestCase):
         with open(path("broken.yaml"), "w", encoding="utf-8") as file:
             file.write("a: [")
         self.assertIn("is not YAML", self.refused(f"--templates={folder}", "--db_template=broken.yaml"))
-        self.assertIn("cannot be read", self.refused(f"--templates={folder}", "--db_template=none.yaml"))
+        self.assertIn("No such file", self.refused(f"--templates={folder}", "--db_template=none.yaml"))
 
     def test_missing_kubectl_and_port_in_use_are_named(self) -> None:
         self.assertIn("install kubectl", self.refused("--kubectl=no-such-program"))
