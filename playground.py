@@ -111,7 +111,8 @@ MAX_OPEN_FILES = MAX_CONNECTIONS + MAX_HANDSHAKES + 144
 # How often the TLS files are looked at. A change is taken up once it has stayed for as long, so that a file
 # that is being written is not read: clients that were revoked are gone after 2 to 3 of these.
 RELOAD_SECONDS = 1.0
-# Refused handshakes of one address for one reason are one line of the log in this time, with their number.
+# Refused handshakes of one address for one reason are one line of the log in this time, with their number;
+# so is a certificate that has ended.
 REFUSALS_SECONDS = 60.0
 # Addresses and reasons told apart in it, some 300 bytes each; further addresses are counted as "others".
 MAX_REFUSALS = 1000
@@ -473,6 +474,7 @@ class Server(http.server.ThreadingHTTPServer):
             request = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError) as error:
             connection.close()
+            self.refusals.add(address[0], "hung up")
             raise OSError("gone before its handshake") from error
         with self.lock:
             if len(self.strangers) >= MAX_HANDSHAKES:
@@ -559,7 +561,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def keep_house(self) -> NoReturn:
         """Take TLS files up that have changed, warn before they end, and log who was refused."""
-        warned: dict[str, float] = {}
+        warned: dict[tuple[str, bool], float] = {}
         taken = before = self.stamps()
         while True:
             time.sleep(RELOAD_SECONDS)
@@ -570,9 +572,10 @@ class Server(http.server.ThreadingHTTPServer):
             before = now
             for name, expiry in self.tls.expiries.items():
                 left = expiry - time.time()
-                if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get(name, float("-inf")) > (86400 if left > 0 else 60):
-                    warned[name] = time.monotonic()
-                    log.log(logging.WARNING if left > 0 else logging.ERROR, logfmt(
+                ended, pause = left <= 0, 86400 if left > 0 else REFUSALS_SECONDS
+                if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get((name, ended), float("-inf")) > pause:
+                    warned[name, ended] = time.monotonic()
+                    log.log(logging.ERROR if ended else logging.WARNING, logfmt(
                         "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
             self.refusals.flush()
 

@@ -994,6 +994,88 @@ class Fortress(unittest.TestCase):
             self.assertFalse(self.is_answered(connection))  # Others may be let in now than when it was.
 
 
+    def test_revoked_client_is_shut_out_within_seconds_while_no_request_of_others_is_lost(self) -> None:
+        options = self.key_store("revoking")
+        crl = path("revoking/ca/ca.crl")
+        with Running(*options, f"--crl={crl}") as server, server.connect("alice") as idle, server.connect("alice") as busy:
+            self.assertTrue(self.is_answered(idle))
+            busy.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")  # Its body is awaited for 10 s.
+            done = threading.Event()
+            lost: list[int] = []
+
+            def ask() -> None:
+                connection = http.client.HTTPSConnection("localhost", server.port, context=tls("bob"), timeout=PATIENCE_SECONDS)
+                while not done.is_set():
+                    try:
+                        connection.request("GET", "/api/status")
+                        response = connection.getresponse()
+                        response.read()
+                        lost.extend([] if response.status == 200 else [response.status])
+                    except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
+                        connection.close()  # It was kept and idle: the next request connects again.
+                connection.close()
+            others = [threading.Thread(target=ask) for _ in range(4)]
+            for other in others:
+                other.start()
+            self.assertEqual(gen_cert("--revoke", "alice", store="revoking").returncode, 0)
+            started = time.monotonic()
+            self.assertEqual((receive_all(idle), receive_all(busy)), (b"", b""))
+            self.assertLess(time.monotonic() - started, 5)
+            with contextlib.suppress(OSError), server.connect("alice") as again:
+                self.assertFalse(self.is_answered(again))
+            done.set()
+            for other in others:
+                other.join()
+            self.assertEqual(lost, [])
+            self.assertEqual(server.call("bob", "status")[0], 200)
+        self.assertTrue(server.lines('reason="certificate revoked"'))
+
+    def test_revocation_list_that_cannot_be_read_or_has_ended_keeps_the_last_good_one_and_then_nobody_gets_in(self) -> None:
+        options = self.key_store("ending")
+        gen_cert("--revoke", "alice", store="ending")
+        crl, good = path("ending/ca/ca.crl"), path("good.crl")
+
+        def list_for(seconds: int) -> None:
+            with open(path("index.txt"), "w", encoding="utf-8"), open(path("ca.conf"), "w", encoding="utf-8") as file:
+                file.write(f"[ca]\ndefault_ca = a\n[a]\ndatabase = {path('index.txt')}\ndefault_md = sha256\n")
+            command = ["openssl", "ca", "-gencrl", "-config", path("ca.conf"), "-cert", path("ending/ca/ca.crt"), "-keyfile",
+                       path("ending/ca/ca.key"), "-crlsec", str(seconds), "-out", path("new.crl")]
+            subprocess.run(command, check=True, capture_output=True)
+            os.replace(path("new.crl"), crl)
+        shutil.copy(crl, good)
+        with Running(*options, f"--crl={crl}") as server:
+            def admitted(client: str) -> bool:
+                with contextlib.suppress(OSError), server.connect(client) as connection:
+                    return self.is_answered(connection)
+                return False
+            list_for(1)
+            time.sleep(1.5)
+            os.utime(crl)  # It is taken up no sooner than it has ended.
+            eventually(lambda: server.lines("it has ended"), "the list that has ended is refused")
+            with open(crl, "w", encoding="utf-8") as file:
+                file.write("garbage")
+            eventually(lambda: server.lines("it holds no X509 CRL"), "the list that cannot be read is refused")
+            self.assertEqual([admitted(client) for client in ("alice", "bob")], [False, True])
+            list_for(6)
+            eventually(lambda: admitted("alice"), "the new list revokes nobody")
+            eventually(lambda: not admitted("alice") and not admitted("bob"), "it has ended, and nobody gets in")
+            eventually(lambda: server.lines(f"level=ERROR tls file={crl}"), "the log says so")
+            os.replace(good, crl)
+            eventually(lambda: admitted("bob"), "a good one is taken up")
+
+    def test_resumed_session_of_a_revoked_certificate_is_refused(self) -> None:
+        options, store = self.key_store("resuming"), path("key_store/alice")
+        ask = b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with Running(*options, f"--crl={path('resuming/ca/ca.crl')}") as server:
+            command = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-CAfile", f"{store}/ca.crt", "-quiet", "-ign_eof", "-tls1_2"]
+            first = [*command, "-cert", f"{store}/alice.crt", "-key", f"{store}/alice.key", "-sess_out", path("revoked-session")]
+            for arguments, status in ((first, True), ([*command, "-sess_in", path("revoked-session")], True)):
+                self.assertEqual(b"HTTP/1.1 200" in subprocess.run(arguments, input=ask, capture_output=True).stdout, status)
+            gen_cert("--revoke", "alice", store="resuming")
+            eventually(lambda: server.lines("tls outcome=reloaded"), "the list is taken up")
+            self.assertNotIn(b"HTTP/1.1", subprocess.run([*command, "-sess_in", path("revoked-session")], input=ask, capture_output=True).stdout)
+
+
 class Ending(unittest.TestCase):
     def test_sigterm_and_ctrl_c_end_it_with_its_kubectls(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
