@@ -692,11 +692,10 @@ class Wire(unittest.TestCase):
                     connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")
                     if not connection.recv(1):
                         raise ConnectionError
-        for reason, count in (("peer did not return a certificate", 2), ("self-signed certificate in certificate chain|unable to get", 2),
-                              ("unsuitable certificate purpose", 2)):
-            def counted(reason: str = reason) -> int:
-                return sum(int(line.rpartition("count=")[2]) for line in self.server.lines("handshake outcome=refused") if re.search(reason, line))
-            eventually(lambda count=count, counted=counted: counted() >= count, f"the log says {reason}")
+        for reason in ("peer did not return a certificate", "self-signed certificate in certificate chain|unable to get", "unsuitable certificate purpose"):
+            def logged(reason: str = reason) -> bool:
+                return any(re.search(reason, line) for line in self.server.lines("handshake outcome=refused"))
+            eventually(logged, f"the log says {reason}")
 
     def test_certificate_needs_exactly_one_common_name(self) -> None:
         for subject, outcome in (("/O=nobody", False), ("/CN=one/CN=two", False), ("/O=class/CN=carol", True)):
