@@ -163,12 +163,7 @@ class Running:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder,
                                             env={**os.environ, "TMPDIR": path("tmp"), "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")})
         servers.add(self.process.pid)
-        try:
-            eventually(lambda: self.lines("start ") or self.process.poll() is not None, "the server starts")
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
+        self.wait_for(lambda: self.lines("start ") or self.process.poll() is not None, "the server starts")
         started = self.lines("start ")
         if not started:
             raise AssertionError(f"the server ended: {self.log()}")
@@ -204,8 +199,17 @@ class Running:
 
     def known(self) -> Running:
         """Wait until the server knows the cluster."""
-        eventually(lambda: self.call("alice", "status")[1].get("cluster") == "ok", "the cluster is known")
+        self.wait_for(lambda: self.call("alice", "status")[1].get("cluster") == "ok", "the cluster is known")
         return self
+
+    def wait_for(self, condition: Any, what: str) -> None:
+        """Wait for the server to get ready, before a with statement can end it."""
+        try:
+            eventually(condition, what)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def children(self) -> list[int]:
         return descendants(self.process.pid)
