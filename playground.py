@@ -565,19 +565,26 @@ class Server(http.server.ThreadingHTTPServer):
         taken = before = self.stamps()
         while True:
             time.sleep(RELOAD_SECONDS)
-            now = self.stamps()
-            if now != taken and now == before:
-                taken = now
-                self.reload()
-            before = now
-            for name, expiry in self.tls.expiries.items():
-                left = expiry - time.time()
-                ended, pause = left <= 0, 86400 if left > 0 else REFUSALS_SECONDS
-                if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get((name, ended), float("-inf")) > pause:
-                    warned[name, ended] = time.monotonic()
-                    log.log(logging.ERROR if ended else logging.WARNING, logfmt(
-                        "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
-            self.refusals.flush()
+            try:
+                now = self.stamps()
+                if now != taken and now == before:
+                    taken = now
+                    self.reload()
+                before = now
+                self.warn_of_ends(warned)
+                self.refusals.flush()
+            except Exception:
+                log.error(logfmt("tls", error=traceback.format_exc()))
+
+    def warn_of_ends(self, warned: dict[tuple[str, bool], float]) -> None:
+        """Warn of a file that ends soon, once a day, or has ended; `warned` says when that was done, by time.monotonic."""
+        for name, expiry in self.tls.expiries.items():
+            left = expiry - time.time()
+            ended, pause = left <= 0, 86400 if left > 0 else REFUSALS_SECONDS
+            if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get((name, ended), float("-inf")) > pause:
+                warned[name, ended] = time.monotonic()
+                log.log(logging.ERROR if ended else logging.WARNING, logfmt(
+                    "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
 
     def stamps(self) -> list[tuple[int, ...]]:
         """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
