@@ -25,7 +25,7 @@ The admin orders faults, which hold until others are ordered: what is not named 
     echo '{"latency_seconds": 2, "errors": 5}' | kubectl create --raw /devcluster/faults -f -
 
     latency_seconds   every answer comes so much later
-    errors            so many requests from now on are answered 500
+    errors            so many requests under /api and /apis are answered 500
     drop_connections  true: every connection ends with its next request, which gets no answer
     silence_watches   true: watches stay open and say nothing, no bookmarks either
     never_ready       a pattern: the pods of these names are not ready
@@ -132,14 +132,14 @@ class Kind(NamedTuple):
 
 
 KINDS = {kind.plural: kind for kind in (
-    Kind("", "Namespace", "ns", fields="status.phase"),
-    Kind("", "Secret", fields="type"),
     Kind("", "ConfigMap", "cm"),
-    Kind("", "Service", "svc", in_all=True),
-    Kind("", "Pod", "po", in_all=True, fields="spec.nodeName spec.restartPolicy status.phase status.podIP"),
     Kind("", "Event", "ev",
          fields="involvedObject.kind involvedObject.name involvedObject.namespace involvedObject.uid reason source type"),
+    Kind("", "Namespace", "ns", fields="status.phase"),
+    Kind("", "Pod", "po", in_all=True, fields="spec.nodeName spec.restartPolicy status.phase status.podIP"),
     Kind("", "ResourceQuota", "quota"),
+    Kind("", "Secret", fields="type"),
+    Kind("", "Service", "svc", in_all=True),
     Kind("apps", "StatefulSet", "sts", in_all=True),
 )}
 
@@ -468,7 +468,7 @@ def invalid(kind: Kind, name: str, causes: list[Object]) -> None:
 
 Match = Callable[[Object], bool]
 TERM = re.compile(r"\s*(?:!\s*(?P<absent>[\w./-]+)|(?P<key>[\w./-]+)\s*(?:(?P<operator>==?|!=)\s*(?P<value>[\w.-]*)"
-                  r"|(?P<set>in|notin)\s*\((?P<values>[^)]*)\))?)\s*(?:,|$)")
+                  r"|(?P<set>in|notin)\s*\((?P<values>[^)]*)\))?)\s*")
 
 
 def labels_of(item: Object) -> dict[str, str]:
@@ -501,9 +501,10 @@ def selection(kind: Kind, labels: str, fields: str) -> Match:
     position = 0
     while position < len(labels):
         match = TERM.match(labels, position)
-        if not match:
-            raise bad_request(f"unable to parse requirement: found '{labels[position:]}', expected: ',' or 'end of string'")
-        position = match.end()
+        end = match.end() if match else position
+        if not match or labels[end:end + 1] not in ("", ","):
+            raise bad_request(f"found '{labels[end:end + 1]}', expected: ',' or 'end of string'")
+        position = end + 1
         absent, key, operator, value, in_set, values = match.group("absent", "key", "operator", "value", "set", "values")
         if in_set:
             terms.append(requirement(key, "In" if in_set == "in" else "NotIn", {word.strip() for word in values.split(",")}))
@@ -891,6 +892,11 @@ def openapi() -> bytes:
 
 # ---- HTTP ---------------------------------------------------------------------------------------------
 
+def encoded(body: Object) -> bytes:
+    """Return an object as the API sends it."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
 class Server(socketserver.ThreadingTCPServer):
     """Accepts connections on loopback; a thread each does the rest, the TLS handshake included."""
 
@@ -959,7 +965,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 if faults.get("drop_connections"):
                     self.close_connection = True
                     return
-                if faults.get("errors", 0) > 0:
+                if faults.get("errors", 0) > 0 and self.url.path.startswith("/api"):
                     faults["errors"] -= 1
                     raise ApiError(500, "InternalError", "Internal error occurred: as ordered", {"causes": [{"message": "as ordered"}]})
             self.route([urllib.parse.unquote(part) for part in self.url.path.strip("/").split("/")])
@@ -1003,7 +1009,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: Object | bytes, code: int = 200) -> None:
         """Send a whole answer."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode() + b"\n"
+        data = body if isinstance(body, bytes) else encoded(body)
         content_type = "application/octet-stream" if body is data else "application/json"
         self.wfile.write(f"HTTP/1.1 {code} {self.responses.get(code, ('',))[0]}\r\nContent-Type: {content_type}\r\n"
                          f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -1121,7 +1127,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         bookmark_at = min(started + BOOKMARK_SECONDS, ends - LAST_BOOKMARK_SECONDS) if bookmarks else ends
 
         def tell(category: str, item: Object) -> None:
-            self.send(json.dumps({"type": category, "object": item if "code" in item else self.shown(kind, item)}).encode() + b"\n")
+            self.send(encoded({"type": category, "object": item if "code" in item else self.shown(kind, item)}))
 
         def selected(item: Object | None) -> bool:
             return bool(item and namespace in ("", item["metadata"].get("namespace")) and match(item))
@@ -1147,11 +1153,11 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 was, still = selected(change.before), selected(change.after)
                 if change.kind is kind and (was or still):
                     tell("MODIFIED" if was and still else "ADDED" if still else "DELETED", change.item)
-            if bookmarks and time.monotonic() >= bookmark_at:
+            if bookmarks and bookmark_at <= time.monotonic() < ends:
                 last = ends - LAST_BOOKMARK_SECONDS
                 bookmark_at = min(bookmark_at + BOOKMARK_SECONDS, last) if bookmark_at < last else ends
-                self.send(json.dumps({"type": "BOOKMARK", "object": {
-                    "kind": kind.name, "apiVersion": kind.api_version, "metadata": {"resourceVersion": str(version)}}}).encode() + b"\n")
+                self.send(encoded({"type": "BOOKMARK", "object": {
+                    "kind": kind.name, "apiVersion": kind.api_version, "metadata": {"resourceVersion": str(version)}}}))
         self.send(b"")
 
     def log(self, pod: Object) -> None:
@@ -1323,7 +1329,7 @@ class Node:
     """Runs the pods: a thread for each, which does what a kubelet does."""
 
     def __init__(self, store: Store, state: str, hollow: bool) -> None:
-        self.store, self.state, self.never_ready = store, state, ""
+        self.store, self.state, self.never_ready, self.stopping = store, state, "", False
         self.path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
         self.mariadbd = "" if hollow else shutil.which("mariadbd", path=self.path) or ""
         self.why_hollow = "--hollow was given" if hollow else \
@@ -1353,6 +1359,7 @@ class Node:
 
     def stop(self) -> None:
         """End all pods, within STOP_SECONDS."""
+        self.stopping = True
         pods, deadline = list(self.pods.values()), time.monotonic() + STOP_SECONDS
         for pod in pods:
             pod.stop()
@@ -1423,6 +1430,7 @@ class Pod(threading.Thread):
                 continue
             if self.stopping:
                 break
+            self.crashed = False
             self.restarts += 1
             self.last_state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": "Error" if code else "Completed",
                                               "startedAt": started, "finishedAt": now()}}
@@ -1436,7 +1444,9 @@ class Pod(threading.Thread):
         shutil.rmtree(self.folder, ignore_errors=True)
         self.node.pods.pop(meta["uid"], None)
         with contextlib.suppress(ApiError):
-            self.store.delete("pods", meta["namespace"], meta["name"], {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
+            if not self.node.stopping:  # Else its StatefulSet would make it anew.
+                self.store.delete("pods", meta["namespace"], meta["name"],
+                                  {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
     def pause(self, seconds: float) -> None:
         """Wait so long, or until the pod is to end or its container to crash."""
@@ -1447,7 +1457,7 @@ class Pod(threading.Thread):
 
     def run_hollow(self) -> int:
         """Be ready after a moment, and until the end; return the exit code of a process that was killed."""
-        self.crashed, running = False, {"running": {"startedAt": now()}}
+        running = {"running": {"startedAt": now()}}
         self.report(running)
         self.pause(HOLLOW_SECONDS)
         while not (self.stopping or self.crashed):
@@ -1478,7 +1488,7 @@ class Pod(threading.Thread):
 
     def run_database(self) -> int:
         """Run the container once, as the image's docker-entrypoint.sh does; return its exit code. Raises NotYet."""
-        environment, self.paths, self.crashed = self.environment(), self.mount(), False
+        environment, self.paths = self.environment(), self.mount()
         data = self.paths["/var/lib/mysql"]
         options = [self.localise(word) for word in self.container.get("args", []) if word not in ("mysqld", "mariadbd")]
         options += ["--user=root"] if os.geteuid() == 0 else []
@@ -1488,7 +1498,8 @@ class Pod(threading.Thread):
         with open(self.node.log_path(self.item, self.container["name"]), "ab") as log:
             if not os.path.exists(f"{data}/mysql") and (code := self.initialise(options, data, environment, log)):
                 return code
-            self.process = self.start_process([f"--datadir={data}", *options, f"--bind-address={self.address}"], environment, log)
+            self.process = self.start_process([
+                self.node.mariadbd, "--no-defaults", f"--datadir={data}", *options, f"--bind-address={self.address}"], environment, log)
             self.record("Normal", "Started", f"Started container {self.container['name']}")
             self.probe(environment)
             if self.process.poll() is None:
@@ -1499,10 +1510,10 @@ class Pod(threading.Thread):
                 self.kill()
                 return self.process.wait()
 
-    def start_process(self, options: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a mariadbd that ends with this process, however that ends."""
+    def start_process(self, command: list[str], environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a process that ends with this one, however that ends."""
         setpriv = shutil.which("setpriv")  # Its signal comes when the thread ends that started the process: this one.
-        command = [*([setpriv, "--pdeathsig=KILL"] if setpriv else []), self.node.mariadbd, "--no-defaults", *options]
+        command = [*([setpriv, "--pdeathsig=KILL"] if setpriv else []), *command]
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def needed(self, plural: str, source: Object, name: str) -> Object:
@@ -1572,12 +1583,13 @@ class Pod(threading.Thread):
             if name.endswith(".sql"):
                 with open(f"{folder}/{name}", "rb") as file:
                     scripts.append(file.read())
-        made = subprocess.run(["mariadb-install-db", "--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal",
-                               f"--datadir={fresh}", *(word for word in options if word.startswith(("--innodb", "--user", "--character")))],
-                              env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
-        if made.returncode:
-            return made.returncode
-        process = self.process = self.start_process([f"--datadir={fresh}", *options, "--skip-networking"], environment, log)
+        self.process = self.start_process([
+            "mariadb-install-db", "--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal", f"--datadir={fresh}",
+            *(word for word in options if word.startswith(("--innodb", "--user", "--character")))], environment, log)
+        if self.process.wait() or self.stopping:
+            return self.process.returncode or 1
+        self.process = process = self.start_process([
+            self.node.mariadbd, "--no-defaults", f"--datadir={fresh}", *options, "--skip-networking"], environment, log)
         client = ["mariadb", "--no-defaults", "--user=root", f"--socket={self.folder}/mysqld.sock"]
         while subprocess.run([*client, "--execute=SELECT 1"], env=environment, capture_output=True).returncode and process.poll() is None:
             time.sleep(0.02)
