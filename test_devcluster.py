@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -84,7 +85,8 @@ def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18") -> str:
     """Return mysql.yaml's objects of one user, as YAML."""
     with open(os.path.join(HERE, "k8s_templates", "mysql.yaml"), encoding="utf-8") as file:
         text = file.read().replace("mariadb:10.11.18", image)
-    values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"', "password": "secret-word", "now": '"2026-01-01T00:00:00Z"'}
+    values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"', "password": "secret-word",
+              "now": '"2026-01-01T00:00:00Z"'}
     return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
 
 
@@ -236,7 +238,7 @@ class Comparison(unittest.TestCase):
     maxDiff = None
 
     def compare(self, program: str) -> None:
-        namespace = f"compared-{os.getpid()}"
+        namespace = f"compared-{secrets.token_hex(4)}"  # An earlier one may still be going.
         with contextlib.ExitStack() as stack:
             devcluster = stack.enter_context(Running("--hollow"))
             pool = stack.enter_context(ThreadPoolExecutor(2))
