@@ -12,6 +12,7 @@ import calendar
 import contextlib
 import glob
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -604,6 +605,25 @@ class Errors(unittest.TestCase):
         self.assertEqual(reasons(quota, 2), ["unreachable"] * 2)
         self.assertEqual(reasons("The connection to the server x was refused\n", 3), ["unreachable"] * 3)
         self.assertEqual(reasons('The Service "a" is invalid: spec.ports: Required value\n', 1), ["invalid"])
+
+
+# What scripts/fuzz has found, as it prints it. Bytes in which the server and h11 differ on purpose are of use here as well.
+FOUND = (
+    ("head", b"G / HTTP/1.1\r\nHost:x\r\nA:\r\n "), ("head", b"T h HTTP/1.5"), ("head", b"\xad b HTTP/1.1\r\nHost:x\r\nE:"),
+    ("parameters", b"\x01=%E7%8E\x92"),
+)
+
+
+@unittest.skipUnless(importlib.util.find_spec("h11"), "needs h11, which scripts/test installs")
+class Fuzzed(unittest.TestCase):
+    def test_what_the_fuzzer_starts_from_and_has_found_once_holds(self) -> None:
+        specification = importlib.util.spec_from_file_location("fuzz", os.path.join(HERE, "scripts", "fuzz.py"))
+        assert specification and specification.loader
+        fuzz = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(fuzz)
+        for name, data in (*FOUND, *((name, seed) for name, (_, seeds) in fuzz.TARGETS.items() for seed in seeds)):
+            with self.subTest(name, data=data):
+                fuzz.TARGETS[name][0](data)
 
 
 class Start(unittest.TestCase):
