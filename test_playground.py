@@ -48,12 +48,13 @@ passwords: set[str] = set()
 refusals: list[str] = []
 shown: set[bytes] = set()
 servers: set[int] = set()
-namespace = f"playground-test-{os.getpid()}"
+namespace = ""
 
 
 def setUpModule() -> None:
-    global folder
+    global folder, namespace
     folder = tempfile.mkdtemp(prefix="playground-test-")
+    namespace = f"playground-test-{os.getpid()}-{secrets.token_hex(4)}"  # pytest may come here again, while the last one still goes.
     unittest.addModuleCleanup(shutil.rmtree, folder)
     unittest.addModuleCleanup(no_secret_leaked)
     os.mkdir(path("tmp"))
