@@ -323,11 +323,11 @@ def load_tls(files: dict[str, str]) -> Tls:
     revoked: set[int] = set()
     with blaming(f"--crl {files['crl']} cannot be used", "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
         for crl in pem(content["crl"], "X509 CRL") if files["crl"] else ():
-            issuer, expiry, serials = read_crl(crl)
+            issuer, made, expiry, serials = read_crl(crl)
             if not any(issuer in authority for authority in authorities):
                 raise ValueError(f"it is not of the CA in {files['ca_crt']}")
-            if expiry < time.time():
-                raise ValueError("it has ended, and nobody would get in")
+            if not made <= time.time() < expiry:
+                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and nobody would get in")
             expiries["crl"] = min(expiry, expiries.get("crl", expiry))
             revoked |= serials
         if files["crl"]:
@@ -376,14 +376,14 @@ def certificate_expiry(certificate: bytes) -> float:
     return der_time(*der(validity[1])[1])
 
 
-def read_crl(crl: bytes) -> tuple[bytes, float, set[int]]:
-    """Return a revocation list's issuer, when it ends, and the serial numbers in it (RFC 5280, section 5.1)."""
+def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
+    """Return a revocation list's issuer, when it begins and ends, and the serial numbers in it (RFC 5280, section 5.1)."""
     fields = der(der(der(crl)[0][1])[0][1])
     fields = fields[1:] if fields[0][0] == 0x02 else fields
-    (_, issuer), _, *rest = fields[1:]
+    (_, issuer), begins, *rest = fields[1:]
     ends = der_time(*rest.pop(0)) if rest and rest[0][0] in (0x17, 0x18) else float("inf")
     entries = der(rest[0][1]) if rest and rest[0][0] == 0x30 else []
-    return issuer, ends, {int.from_bytes(der(entry)[0][1], "big") for _, entry in entries}
+    return issuer, der_time(*begins), ends, {int.from_bytes(der(entry)[0][1], "big") for _, entry in entries}
 
 
 def common_name(certificate: dict[str, Any]) -> str:
@@ -899,7 +899,7 @@ def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[
         raise ApiError(400, f"{name} takes {'a JSON body and no query' if method == 'POST' else 'no body'}")
     given = read_json(body) if method == "POST" else read_query(request.query)
     if set(given) != set(takes):
-        unknown = ", ".join(sorted(json.dumps(key[:80]) for key in set(given) - set(takes)))
+        unknown = ", ".join(json.dumps(key[:80]) for key in [key for key in given if key not in takes][:5])
         wanted = ", ".join(takes) or "no parameters"
         raise ApiError(400, f"{name} takes {wanted}, not {unknown}" if unknown else f"{name} takes {wanted}, which is missing")
     return function, {key: valid_user_id(value) for key, value in given.items()}

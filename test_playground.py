@@ -611,7 +611,7 @@ class Errors(unittest.TestCase):
 # What scripts/fuzz has found, as it prints it. Bytes in which the server and h11 differ on purpose are of use here as well.
 FOUND = (
     ("head", b"G / HTTP/1.1\r\nHost:x\r\nA:\r\n "), ("head", b"T h HTTP/1.5"), ("head", b"\xad b HTTP/1.1\r\nHost:x\r\nE:"),
-    ("parameters", b"\x01=%E7%8E\x92"),
+    ("parameters", b"\x01=%E7%8E\x92"), ("parameters", b"\x01" + b"&".join(b"%d=" % number for number in range(300))),
 )
 
 
