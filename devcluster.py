@@ -36,8 +36,9 @@ The admin orders faults, which hold until others are ordered: what is not named 
 Unlike a real cluster: there are no other kinds than those of KINDS and no subresources but a pod's log; no service accounts,
 endpoints, finalizers, managedFields, JSON patch or server-side apply. Objects end with the process, lists are never cut, and
 deleting in the foreground is as in the background. Only what would be nonsense in a name, a label, a StatefulSet, a Service
-or a Pod is Invalid. Fields whose shape is * are taken as they come; OpenAPI has no descriptions for `kubectl explain`. A pod
-lacks what admission adds to it, runs one container, and has no limits of memory and CPU.
+or a Pod is Invalid. A claim is bound from the start, to a folder that goes with it at once. Fields whose shape is * are taken
+as they come; OpenAPI has no descriptions for `kubectl explain`. A pod lacks what admission adds to it, runs one container,
+and has no limits of memory and CPU.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ KINDS = {kind.plural: kind for kind in (
     Kind("", "Event", "ev",
          fields="involvedObject.kind involvedObject.name involvedObject.namespace involvedObject.uid reason source type"),
     Kind("", "Namespace", "ns", fields="status.phase"),
+    Kind("", "PersistentVolumeClaim", "pvc"),
     Kind("", "Pod", "po", in_all=True, fields="spec.nodeName spec.restartPolicy status.phase status.podIP"),
     Kind("", "ResourceQuota", "quota"),
     Kind("", "Secret", fields="type"),
@@ -167,6 +169,10 @@ Event action:s count:i eventTime:t firstTimestamp:t involvedObject!:ObjectRefere
 EventSource component:s host:s
 ObjectReference apiVersion:s fieldPath:s kind:s name:s namespace:s resourceVersion:s uid:s
 ResourceQuota metadata@1:ObjectMeta spec@2:ResourceQuotaSpec status:*
+PersistentVolumeClaim metadata:ObjectMeta spec:PersistentVolumeClaimSpec status:*
+PersistentVolumeClaimSpec accessModes:[s] dataSource:* resources:ResourceRequirements selector:LabelSelector storageClassName:s
+  volumeMode:s volumeName:s
+PersistentVolumeClaimVolumeSource claimName!:s readOnly:b
 ResourceQuotaSpec hard@1:{q} scopeSelector:* scopes:[s]
 Service metadata@1:ObjectMeta spec@2:ServiceSpec status:*
 ServiceSpec allocateLoadBalancerNodePorts:b clusterIP@3:s clusterIPs:[s] externalIPs:[s] externalName@10:s externalTrafficPolicy:s
@@ -203,7 +209,8 @@ Capabilities add:[s] drop:[s]
 VolumeMount mountPath!:s mountPropagation:s name!:s readOnly:b subPath:s subPathExpr:s
 Volume awsElasticBlockStore:* azureDisk:* azureFile:* cephfs:* cinder:* configMap:ConfigMapVolumeSource csi:* downwardAPI:*
   emptyDir:EmptyDirVolumeSource ephemeral:* fc:* flexVolume:* flocker:* gcePersistentDisk:* gitRepo:* glusterfs:* hostPath:* iscsi:*
-  name!:s nfs:* persistentVolumeClaim:* photonPersistentDisk:* portworxVolume:* projected:* quobyte:* rbd:* scaleIO:*
+  name!:s nfs:* persistentVolumeClaim:PersistentVolumeClaimVolumeSource photonPersistentDisk:* portworxVolume:* projected:* quobyte:* rbd:*
+  scaleIO:*
   secret:SecretVolumeSource storageos:* vsphereVolume:*
 ConfigMapVolumeSource defaultMode:i items:[KeyToPath] name:s optional:b
 SecretVolumeSource defaultMode:i items:[KeyToPath] optional:b secretName:s
@@ -246,6 +253,8 @@ DEFAULTS: dict[str, Object] = {
     "StatefulSetSpec": {"podManagementPolicy": "OrderedReady", "replicas": 1, "revisionHistoryLimit": 10, "template": {},
                         "updateStrategy": {"type": "RollingUpdate"}},
     "StatefulSetUpdateStrategy": {"rollingUpdate": {"partition": 0}},
+    "PersistentVolumeClaim": {"status": {"phase": "Bound"}},
+    "PersistentVolumeClaimSpec": {"volumeMode": "Filesystem"},
     "Pod": {"spec": {}},
     "PodTemplateSpec": {"metadata": {}, "spec": {}},
     "PodSpec": {"dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "schedulerName": "default-scheduler", "securityContext": {},
@@ -815,6 +824,7 @@ def joined(items: Any) -> str:
 COLUMNS: dict[str, tuple[str, Callable[[Object], list[Any]]]] = {
     "namespaces": ("Name,Status,Age", lambda item: [item["status"]["phase"], born(item)]),
     "secrets": ("Name,Type,Data,Age", lambda item: [item["type"], len(item.get("data", {})), born(item)]),
+    "persistentvolumeclaims": ("Name,Status,Age", lambda item: [item["status"]["phase"], born(item)]),
     "configmaps": ("Name,Data,Age", lambda item: [len(item.get("data", {})) + len(item.get("binaryData", {})), born(item)]),
     "services": ("Name,Type,Cluster-IP,External-IP,Port(s),Age|Selector", lambda item: [
         item["spec"]["type"], item["spec"].get("clusterIP", "<none>"), item["spec"].get("externalName", "<none>"),
@@ -1339,6 +1349,8 @@ class Node:
 
     def react(self, change: Change) -> None:
         """Start a pod that is new, and end one that is to go."""
+        if change.kind.name == "PersistentVolumeClaim" and not change.after:
+            shutil.rmtree(self.claim_path(change.item), ignore_errors=True)
         if change.kind.name == "Pod":
             uid = change.item["metadata"]["uid"]
             if change.after and not change.before:
@@ -1346,6 +1358,10 @@ class Node:
                 self.pods[uid].start()
             elif uid in self.pods and (not change.after or "deletionTimestamp" in change.item["metadata"]):
                 self.pods[uid].stop()
+
+    def claim_path(self, claim: Object) -> str:
+        """Return the folder of a claim, which lives as long as the claim."""
+        return f"{self.state}/claims/{claim['metadata']['uid']}"
 
     def log_path(self, pod: Object, container: str) -> str:
         """Return the file of what a container prints."""
@@ -1544,6 +1560,12 @@ class Pod(threading.Thread):
         paths = {"/var/lib/mysql": f"{self.folder}/data"}
         for mount in self.container.get("volumeMounts", ()):
             folder, volume = f"{self.folder}/volumes/{mount['name']}", volumes[mount["name"]]
+            if "persistentVolumeClaim" in volume:
+                name = volume["persistentVolumeClaim"]["claimName"]
+                claim = self.store.find("persistentvolumeclaims", self.item["metadata"]["namespace"], name)
+                if not claim:
+                    raise NotYet("CreateContainerConfigError", f'persistentvolumeclaim "{name}" not found')
+                folder = self.node.claim_path(claim)
             paths[mount["mountPath"].rstrip("/")] = folder
             os.makedirs(folder, exist_ok=True)
             for plural, kind, key in (("configmaps", "configMap", "name"), ("secrets", "secret", "secretName")):

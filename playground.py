@@ -1917,7 +1917,7 @@ class Kubectl:
         except (OSError, RuntimeError) as error:  # No process, thread, file or memory to be had.
             outcome, said = "missing", str(error)
         said = strike_out(said, hide)
-        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-"), "-").partition("?")
+        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-" and argument != "name"), "-").partition("?")
         verb = "watch" if "&watch=1" in query else arguments[0]
         taken = time.monotonic() - started
         metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome)

@@ -23,8 +23,10 @@ import unittest
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar
 
+import yaml
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-REAL = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
+REAL = "" if "PLAYGROUND_TEST_DEVCLUSTER" in os.environ else os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
 SETTLE_SECONDS = 5.0  # What is still under way on one of two clusters may differ for so long.
 PATIENCE_SECONDS = 30.0  # Generous: machines are slow at times. No test waits for it unless it fails.
@@ -81,9 +83,9 @@ def eventually(condition: Any, what: str) -> None:
         time.sleep(0.05)
 
 
-def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18") -> str:
-    """Return mysql.yaml's objects of one user, as YAML."""
-    with open(os.path.join(HERE, "k8s_templates", "mysql.yaml"), encoding="utf-8") as file:
+def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18", template: str = "mysql.yaml") -> str:
+    """Return a template's objects of one user, as YAML."""
+    with open(os.path.join(HERE, "k8s_templates", template), encoding="utf-8") as file:
         text = file.read().replace("mariadb:10.11.18", image)
     values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"', "password": "secret-word",
               "now": '"2026-01-01T00:00:00Z"'}
@@ -329,11 +331,14 @@ class Database(unittest.TestCase):
     def setUpClass(cls) -> None:
         cls.devcluster = Running()
         cls.addClassCleanup(cls.devcluster.__exit__)
-        cls.devcluster.kubectl("apply", "-f", os.path.join(HERE, "k8s_templates", "playground.yaml"))
+        with open(os.path.join(HERE, "k8s_templates", "playground.yaml"), encoding="utf-8") as file:
+            [sample_data] = [item for item in yaml.safe_load_all(file) if item["kind"] == "ConfigMap"]
+        del sample_data["metadata"]["namespace"]
+        cls.devcluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(sample_data))
 
-    def start(self, name: str) -> str:
-        """Create a database; return the address of its Service once it is ready."""
-        self.devcluster.kubectl("create", "-f", "-", stdin=database(name))
+    def start(self, name: str, template: str = "mysql.yaml") -> str:
+        """Apply a database's objects; return the address of its Service once it is ready."""
+        self.devcluster.kubectl("apply", "-f", "-", stdin=database(name, template=template))
         self.devcluster.kubectl("rollout", "status", f"statefulset/{name}", "--timeout=30s")
         return self.devcluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
 
@@ -369,6 +374,16 @@ class Database(unittest.TestCase):
         self.devcluster.faults(kill_pods="mysql-killed-*")
         eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "the second restart waits")
         self.assertIn("0/1", self.devcluster.kubectl("get", "pod", "mysql-killed-0"))
+
+    def test_claim_keeps_the_tables_that_the_next_pod_finds_until_it_is_deleted(self) -> None:
+        address = self.start("mysql-kept", "mysql-persistent.yaml")
+        self.query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
+        self.devcluster.kubectl("delete", "statefulset,service", "mysql-kept")  # As the sweep does.
+        eventually(lambda: "mysql-kept-0" not in self.devcluster.kubectl("get", "pods"), "the pod is gone")
+        self.assertEqual(self.query(self.start("mysql-kept", "mysql-persistent.yaml"), "SELECT * FROM iris.mine").strip(), "7")
+        self.devcluster.kubectl("delete", "statefulset,service,secret,persistentvolumeclaim", "mysql-kept")
+        claims = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "claims")
+        eventually(lambda: not os.listdir(claims), "its data is gone")
 
     def test_container_waits_for_the_secret_that_it_refers_to(self) -> None:
         secret, rest = database("mysql-late").split("---", 1)

@@ -38,6 +38,7 @@ import playground
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
+REAL = bool(KUBECONFIG) and "PLAYGROUND_TEST_DEVCLUSTER" not in os.environ  # A whole Kubernetes API.
 KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
 DATA_SOURCE = re.compile(r"^(\w+)://(.*):(.*)@tcp\(([.a-zA-Z0-9\-]*):?([0-9]*)\)/(\w*)(\?.*)?$")  # SQLFlow's own
 PATIENCE_SECONDS = 60.0  # Generous: machines are slow at times. No test waits for it unless it fails.
@@ -1025,6 +1026,7 @@ class Fortress(unittest.TestCase):
             self.assertTrue(self.is_answered(idle))
             busy.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")  # Its body is awaited for 10 s.
             done = threading.Event()
+            self.addCleanup(done.set)
             lost: list[int] = []
 
             def ask() -> None:
@@ -1044,7 +1046,7 @@ class Fortress(unittest.TestCase):
             self.assertEqual(gen_cert("--revoke", "alice", store="revoking").returncode, 0)
             started = time.monotonic()
             self.assertEqual((receive_all(idle), receive_all(busy)), (b"", b""))
-            self.assertLess(time.monotonic() - started, 5)
+            self.assertLess(time.monotonic() - started, 10)  # 2 to 3 s, on a machine that is not busy with other tests.
             with contextlib.suppress(OSError), server.connect("alice") as again:
                 self.assertFalse(self.is_answered(again))
             done.set()
@@ -1607,11 +1609,11 @@ class Lifecycle(unittest.TestCase):
     def test_database_stopped_or_relabelled_or_without_its_pod_comes_back_or_says_why_not(self) -> None:
         with Running().known() as server:
             source = server.call("alice", "create_db", "handled")[1]["data_source"]
-            kubectl("scale", "statefulset", "mysql-handled", "--replicas=0")
+            kubectl("patch", "statefulset", "mysql-handled", "-p", '{"spec": {"replicas": 0}}')
             eventually(lambda: server.call("alice", "heart_beat", "handled")[1]["status"] == "starting", "it has stopped")
             status, answer, headers = server.call("alice", "create_db", "handled")
             self.assertEqual((status, "scaled to 0" in answer["error"], "retry-after" in headers), (503, True, True), answer)
-            kubectl("scale", "statefulset", "mysql-handled", "--replicas=1")
+            kubectl("patch", "statefulset", "mysql-handled", "-p", '{"spec": {"replicas": 1}}')
             self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
             kubectl("delete", "pod", "mysql-handled-0")
             self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
@@ -1621,6 +1623,7 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual(server.call("alice", "delete_db", "handled")[0], 200)
             eventually(lambda: "mysql-handled" not in kubectl("get", "statefulset,service,secret", "-o", "name"), "all of it is deleted")
 
+    @unittest.skipUnless(REAL, "needs finalizers, which devcluster.py does not know")
     def test_pod_that_is_stuck_in_its_end_is_named(self) -> None:
         with Running().known() as server:
             server.call("alice", "create_db", "stuck")
