@@ -17,8 +17,7 @@ COPY --from=kubectl /bin/kubectl /usr/local/bin/kubectl
 WORKDIR /opt/playground
 COPY k8s_templates k8s_templates
 COPY playground.py .
-# Compiled once, since the server cannot write it down where it runs.
-RUN python -m compileall -q playground.py && chmod -R a=rX .
+RUN chmod -R a=rX .
 # Nobody's in particular. A number, so that Kubernetes can see that it is not root's.
 USER 65532:65532
 ENV HOME=/tmp PYTHONUNBUFFERED=1
