@@ -1185,6 +1185,7 @@ class Cluster:
         self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
         self.sweeping = Group(self, self.sweep_group, SWEPT_PER_ROUND)
         self.ending = (self.deleting, self.sweeping)  # create_db comes after them: what it asks for is there anew, or still.
+        self.keeping = Group(self, self.keep_group, GROUP_USERS)
         self.repairing = Group(self, self.repair_group, GROUP_USERS)
         self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
 
@@ -1212,8 +1213,11 @@ class Cluster:
                 if work and work.failure and work.group not in self.ending and not early:
                     raise work.failure
                 if database.status() == "ready" and not (database.work and database.work.group in self.ending):
-                    return self.answer(database, (user_id, client))
-                if not database.work:
+                    if work and work.done and work.group is self.keeping or not self.overdue(database):
+                        return self.answer(database, (user_id, client))
+                    if not database.work:
+                        self.keeping.submit(database, (user_id, client))
+                elif not database.work:
                     self.advance(database, (user_id, client), deadline)
                 work = database.work
             raise unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
@@ -1602,7 +1606,12 @@ class Cluster:
                     database.hear()
             self.early_beats.clear()
             heard = [database for database in self.databases.values() if database.unwritten and "StatefulSet" in database.objects]
-        failed = False
+        if not self.write(heard):
+            self.beats_written_at = time.time()
+
+    def write(self, heard: list[Database]) -> KubectlError | None:
+        """Write beats down; return why some could not be, but for those whose StatefulSet has gone."""
+        failure: KubectlError | None = None
         beat = f"{LAST_BEAT}={rfc3339(time.time())}"
         for start in range(0, len(heard), BEATS_PER_KUBECTL):
             group = {f"{KINDS['StatefulSet']}/{database.name}": database for database in heard[start:start + BEATS_PER_KUBECTL]}
@@ -1614,11 +1623,25 @@ class Cluster:
                 for line in self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest):
                     group.pop(line.decode().strip(), None)
             except KubectlError as error:
-                failed = failed or error.reason != "not found"
+                failure = failure or (None if error.reason == "not found" else error)
                 for database in group.values():  # What has gone meanwhile is not in the next round.
                     database.unwritten = True
-        if not failed:
-            self.beats_written_at = time.time()
+        return failure
+
+    def overdue(self, database: Database) -> bool:
+        """Tell whether another server may be about to sweep a database: by what is written, its user has been idle for too long."""
+        written = database.objects["StatefulSet"].last_beat
+        return bool(self.idle_timeout) and is_time(written) and (
+            time.time() - calendar.timegm(time.strptime(written, RFC_3339)) > self.idle_timeout)
+
+    def keep_group(self, group: list[Work]) -> None:
+        """Write down that the users of overdue databases are back: other servers may sweep these until then."""
+        with self.lock:
+            for work in group:
+                work.database.hear()
+        if failure := self.write([work.database for work in group]):
+            raise failure
+        self.read(group)  # What was swept before it has gone.
 
     def idle(self, database: Database) -> dict[str, Seen]:
         """Return what is to be deleted of a database whose user has not been heard of for too long, on any server."""

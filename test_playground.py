@@ -1559,6 +1559,17 @@ class Lifecycle(unittest.TestCase):
                     eventually(lambda: hasty.lines("/statefulsets/mysql-saved outcome=conflict"), "the API server refuses the deletion")
                     self.assertEqual(len(objects_of("saved")), 3)
 
+    def test_user_who_returns_on_one_server_while_another_one_sweeps_keeps_the_database_that_is_answered(self) -> None:
+        option, held = self.holding("back")
+        with Running("--idle_timeout=1", "--sweep_interval=3600").known() as other:
+            first = other.call("alice", "create_db", "back")[1]["data_source"]
+            with Running(*self.HASTY, option).known() as hasty:
+                eventually(lambda: os.path.exists(held), "it has read, and is about to delete")
+                self.assertEqual(other.call("alice", "create_db", "back")[1]["data_source"], first)
+                os.remove(path("hold-back"))
+                eventually(lambda: hasty.lines("/statefulsets/mysql-back outcome="), "it has deleted or not")
+                self.assertTrue(hasty.lines("/statefulsets/mysql-back outcome=conflict"), hasty.log())
+
     def test_user_who_returns_while_being_swept_gets_a_whole_database(self) -> None:
         option, held = self.holding("returned")
         with Running(*self.HASTY, option).known() as server:
