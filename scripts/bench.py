@@ -1,0 +1,294 @@
+"""Measure the server beside Tornado and nginx, and a class of 200 on a cluster; print a table and a JSON object.
+
+The machine may be busy with other things: the servers take turns within each round, and what is compared is
+the median over the rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import resource
+import secrets
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+import bench_load as load
+import bench_servers as servers
+
+CLASS = 200
+PLUG_IN_SECONDS = 20.0  # The notebook plug-in hangs up after these.
+AT_A_TIME = 16
+KEYS = ("connect_vs_tornado", "connect_vs_nginx", "keepalive_vs_tornado", "p99_vs_tornado", "warm_create_ms", "cold_create_overhead_ms",
+        "class_200_vs_kubectl", "class_200_failures", "idle_rss_mb", "rss_1000_db_mb", "start_ms")
+figures: dict[str, float] = {}
+
+
+def show(what: str, values: list[float], unit: str, more: str = "") -> None:
+    """Print a line of the table: the median, the least and the most."""
+    print(f"{what:44} {statistics.median(values):9.2f} {unit:5} {min(values):9.2f} .. {max(values):<9.2f} {more}", flush=True)
+
+
+def new_connections(server: servers.Process, seconds: float) -> tuple[float, float, float]:
+    """Send heart beats with a connection each; return answers a second, and the server's and the client's shares of a core."""
+    before, cpu, started = resource.getrusage(resource.RUSAGE_CHILDREN), server.cpu(), time.monotonic()
+    result = subprocess.run(["ab", "-q", "-l", "-t", str(seconds), "-n", "1000000", "-c", str(AT_A_TIME), "-E", servers.path("alice.pem"),
+                             f"https://127.0.0.1:{server.port}/api/heart_beat?user_id=alice"],
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    line = r"^(Failed requests|Non-2xx responses|Requests per second):\s+([\d.]+)"
+    found = {name: float(value) for name, value in re.findall(line, result.stdout, re.M)}
+    if found["Failed requests"] or "Non-2xx responses" in found:
+        raise SystemExit(f"bench: requests failed: {result.stdout}")
+    client = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return found["Requests per second"], (server.cpu() - cpu) / elapsed, client / elapsed
+
+
+def kept_connections(server: servers.Process, seconds: float) -> tuple[float, float, float]:
+    """Send heart beats on kept connections; return the same."""
+    cpu, started = server.cpu(), time.monotonic()
+    rate, client = load.closed_loop(server.target, AT_A_TIME, seconds)
+    return rate, (server.cpu() - cpu) / (time.monotonic() - started), client
+
+
+def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> float:
+    """Measure throughput in turns; return the best rate of Tornado on kept connections."""
+    best = 0.0
+    for what, measure, keys in (("new connections", new_connections, ("connect_vs_tornado", "connect_vs_nginx")),
+                                ("kept connections", kept_connections, ("keepalive_vs_tornado", ""))):
+        seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
+        for server in peers.values():
+            measure(server, 1)  # Warm.
+        for _ in range(rounds):
+            for name, server in peers.items():
+                seen[name].append(measure(server, seconds))
+        for name, results in seen.items():
+            rate, busy, client = (statistics.median(column) for column in zip(*results))
+            show(f"{what}, {AT_A_TIME} at a time: {name}", [result[0] for result in results], "/s",
+                 f"{busy / rate * 1000:.2f} ms of CPU each; {100 * busy:.0f} % of a core, client {100 * client:.0f} %")
+        for peer, key in zip(("Tornado", "nginx"), keys):
+            ratios = [one[0] / other[0] for one, other in zip(seen["ours"], seen[peer])]
+            if key:
+                figures[key] = statistics.median(ratios)
+                show(f"  ours / {peer}", ratios, "")
+        spare = statistics.median(result[0] for result in seen["nginx"]) / statistics.median(result[0] for result in seen["ours"])
+        print(f"  the client is not the limit: against nginx it reaches {spare:.1f} times our rate", flush=True)
+        best = max(result[0] for result in seen["Tornado"])
+    return best
+
+
+def tails(peers: dict[str, servers.Process], rate: float, rounds: int, seconds: float) -> None:
+    """Compare the 99th percentiles at the same offered load."""
+    seen: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(rounds):
+        for name, server in peers.items():
+            seen[name].append(statistics.quantiles(load.open_loop(server.target, 4 * AT_A_TIME, rate, seconds), n=100)[98])
+    for name, values in seen.items():
+        show(f"p99 at {rate:.0f} heart beats a second: {name}", values, "ms")
+    ratios = [one / other for one, other in zip(seen["ours"], seen["Tornado"])]
+    show("  ours / Tornado", ratios, "")
+    figures["p99_vs_tornado"] = statistics.median(ratios)
+
+
+def warm(server: servers.Process, count: int) -> None:
+    """Measure create_db of a known database beside heart_beat."""
+    taken = load.one_by_one(server.target, ("heart_beat", "create_db"), count)
+    for api, values in taken.items():
+        cuts = statistics.quantiles(values, n=100)
+        show(f"{api}, known database, one by one", values, "ms", f"p90 {cuts[89]:.2f}")
+    figures["warm_create_ms"] = statistics.median(taken["create_db"])
+    print(f"  create_db / heart_beat: {figures['warm_create_ms'] / statistics.median(taken['heart_beat']):.2f} (at most 2)", flush=True)
+
+
+def memory_and_start(rounds: int) -> None:
+    """Measure the time to the first answer, and the memory with nothing and with 1,000 databases and 500 idle connections."""
+    starts = []
+    for number in range(rounds):
+        with servers.ours(0) as server:
+            load.must_be_200(load.call(server.target, "status"))
+            starts.append((time.monotonic() - server.started) * 1000)
+            if number == 0:
+                time.sleep(1)
+                figures["idle_rss_mb"] = server.rss_mb()
+    show("from exec to the first 200", starts, "ms")
+    figures["start_ms"] = statistics.median(starts)
+    with servers.ours(1000) as server, contextlib.ExitStack() as idle:
+        server.wait_for("(kind=Secret listed=1000)")
+        for _ in range(500):
+            connection = idle.enter_context(load.connect(server.target))
+            connection.sendall(load.request("heart_beat", "alice"))
+            load.must_be_200(load.receive(connection))
+        figures["rss_1000_db_mb"] = server.rss_mb()
+    show("memory, idle", [figures["idle_rss_mb"]], "MB")
+    show("memory, 1,000 databases, 500 connections", [figures["rss_1000_db_mb"]], "MB")
+
+
+# ---- On a cluster ------------------------------------------------------------------------------------
+
+def kubectl(*arguments: str, stdin: str = "") -> str:
+    """Run kubectl on the cluster; return what it prints."""
+    return subprocess.run(["kubectl", *arguments], input=stdin, stdout=subprocess.PIPE, text=True, check=True,
+                          env={**os.environ, "KUBECONFIG": servers.KUBECONFIG}).stdout
+
+
+def bare(namespace: str, users: list[str]) -> float:
+    """Create databases with one bare kubectl; return the seconds until a watch that ran before has seen the last one ready."""
+    manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": [item for user in users for item in servers.filled(user)]})
+    wanted = {f"mysql-{user}" for user in users}
+    watch = subprocess.Popen(["kubectl", "-n", namespace, "get", "statefulsets", "--watch", "--output-watch-events=false", "-o",
+                              'jsonpath={.metadata.name} {.status.readyReplicas}{"\\n"}'], stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "KUBECONFIG": servers.KUBECONFIG}, start_new_session=True)
+    killer = threading.Timer(120, watch.kill)
+    killer.start()
+    try:
+        time.sleep(1)
+        started = time.monotonic()
+        kubectl("-n", namespace, "create", "-f", "-", stdin=manifest)
+        out: IO[str] = watch.stdout  # type: ignore[assignment]
+        while wanted:
+            line = out.readline()
+            if not line:
+                raise SystemExit("bench: the bare kubectl's databases do not get ready")
+            name, _, ready = line.strip().partition(" ")
+            if ready == "1":
+                wanted.discard(name)
+        return time.monotonic() - started
+    finally:
+        killer.cancel()
+        watch.kill()
+        watch.communicate()
+
+
+def create(server: servers.Process, user: str, taken: list[float]) -> None:
+    """Ask for a database on a new connection; note the seconds until it is there, if it is there in time."""
+    started = time.monotonic()
+    with contextlib.suppress(OSError):
+        if load.call(server.target, "create_db", user).startswith(b"HTTP/1.1 200 "):
+            taken.append(time.monotonic() - started)
+
+
+def clear(namespace: str) -> None:
+    """Delete all that was made, and wait until it has gone."""
+    ours = ("-l", "app.kubernetes.io/managed-by=sqlflow-playground")
+    kubectl("-n", namespace, "delete", "statefulsets,services,secrets", *ours, "--wait=false")
+    while kubectl("-n", namespace, "get", "statefulsets,pods,services,secrets", *ours, "-o", "name"):
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def a_namespace() -> Iterator[str]:
+    """Make a namespace, and delete it."""
+    name = f"playground-bench-{secrets.token_hex(4)}"
+    kubectl("create", "namespace", name)
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+def on_a_cluster(which: str, singles: int, rounds: int) -> None:
+    """Measure new databases, one by one and a class at once."""
+    print(f"cluster: {which}", flush=True)
+    with a_namespace() as namespace, servers.ours(namespace=namespace) as server:
+        while b'"cluster": "ok"' not in load.call(server.target, "status"):
+            time.sleep(0.1)
+        mine: list[float] = []
+        theirs = []
+        for number in range(singles):
+            create(server, f"single-{number}", mine)
+            theirs.append(bare(namespace, [f"bare-{number}"]))
+        if len(mine) < singles:
+            raise SystemExit("bench: create_db fails")
+        show("new database: ours", [value * 1000 for value in mine], "ms")
+        show("new database: bare kubectl", [value * 1000 for value in theirs], "ms")
+        figures["cold_create_overhead_ms"] = (statistics.median(mine) - statistics.median(theirs)) * 1000
+        clear(namespace)
+        classes, bares, failures = [], [], 0
+        for _ in range(rounds):
+            taken: list[float] = []
+            threads = [threading.Thread(target=create, args=(server, f"class-{number}", taken)) for number in range(CLASS)]
+            started = time.monotonic()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            classes.append(time.monotonic() - started)
+            failures += CLASS - sum(seconds <= PLUG_IN_SECONDS for seconds in taken)
+            clear(namespace)
+            bares.append(bare(namespace, [f"bare-{number}" for number in range(CLASS)]))
+            clear(namespace)
+        show(f"a class of {CLASS}: ours", classes, "s")
+        show(f"a class of {CLASS}: bare kubectl", bares, "s")
+        figures["class_200_vs_kubectl"] = statistics.median(one / other for one, other in zip(classes, bares))
+        figures["class_200_failures"] = failures
+
+
+def growth(peers: dict[str, servers.Process], seconds: float) -> None:
+    """Measure throughput, latency and memory at growing numbers of databases and of connections."""
+    for databases in (1, 10, 100, 1000):
+        with servers.ours(databases) as server:
+            server.wait_for(f"(kind=Secret listed={databases})")
+            one = load.one_by_one(server.target, ("heart_beat", "create_db"), 300)
+            beat, made = (statistics.median(one[api]) for api in ("heart_beat", "create_db"))
+            new, kept = new_connections(server, seconds)[0], kept_connections(server, seconds)[0]
+            print(f"{databases:5} databases   new {new:7.0f} /s   kept {kept:7.0f} /s   "
+                  f"heart_beat {beat:.2f} ms   create_db {made:.2f} ms   {server.rss_mb():.0f} MB", flush=True)
+    for connections in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        rates = {name: load.closed_loop(server.target, connections, seconds)[0] for name, server in peers.items()}
+        print(f"{connections:5} connections " + "   ".join(f"{name} {rate:7.0f} /s" for name, rate in rates.items()), flush=True)
+
+
+def main() -> None:
+    """Measure as the options say."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the server; the last line is one JSON object.")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, in 45 s")
+    parser.add_argument("--growth", action="store_true", help="also at 1 to 1,000 databases and 1 to 256 connections")
+    parser.add_argument("--cluster", required=True, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    rounds, seconds = (3, 1.0) if options.quick else (7, 2.0)
+    for name in ("server", "alice"):
+        subprocess.run([f"{servers.HERE}/../gen_cert.sh", name], check=True, stdout=subprocess.DEVNULL,
+                       env={**os.environ, "KEY_STORE": servers.store()})
+    with open(servers.path("alice.pem"), "w", encoding="utf-8") as both:
+        for name in ("alice.crt", "alice.key"):
+            with open(os.path.join(servers.store(), "alice", name), encoding="utf-8") as file:
+                both.write(file.read())
+    print(f"{'':44} {'median':>9} {'':5} {'least':>9} .. most", flush=True)
+    with servers.ours() as server, servers.tornado() as tornado, servers.nginx() as nginx:
+        server.wait_for("(kind=Secret listed=1)")
+        peers = {"ours": server, "Tornado": tornado, "nginx": nginx}
+        best = compare(peers, rounds, seconds)
+        tails({"ours": server, "Tornado": tornado}, best / 2, rounds - 2, 2 * seconds)
+        warm(server, 300 if options.quick else 1000)
+        if options.growth:
+            growth(peers, seconds)
+    memory_and_start(rounds)
+    on_a_cluster(options.cluster, 3 if options.quick else 9, 1 if options.quick else 2)
+    print(json.dumps({key: round(figures[key], 3) for key in KEYS}))
+
+
+def interrupted(*_: Any) -> None:
+    """End as after Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupted)
+    servers.folder = tempfile.mkdtemp(prefix="playground-bench-")
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        shutil.rmtree(servers.folder)
