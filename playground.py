@@ -58,7 +58,7 @@ from typing import IO, Any, Callable, NamedTuple, NoReturn
 
 import yaml
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 # ---- Limits: what each bounds, what happens beyond it, why this number, what it does not cover -------

@@ -26,6 +26,7 @@ from typing import Any, Callable, ClassVar, NamedTuple
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 import playground
 import test_playground as test
@@ -649,6 +650,9 @@ class Watching(unittest.TestCase):
         with test.Running(kubeconfig=test.path("dead.kubeconfig")) as server:
             exposed = server.raw(b"GET /api/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode().partition("\r\n\r\n")[2]
         self.promtool("check", "metrics", stdin=exposed)
+        families = {family.name: family for family in text_string_to_metric_families(exposed)}
+        self.assertEqual(families["playground_kubectl_seconds"].type, "histogram")
+        self.assertEqual({family.type for family in families.values()}, {"counter", "gauge", "histogram"})
         for name in set(re.findall(r"\bplayground_\w+", read("docs/alerts.yml"))):
             self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
 

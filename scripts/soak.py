@@ -1,0 +1,519 @@
+"""Soak two servers on one namespace: users and faults at random, and the cluster held against what the users were told."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import collections
+import contextlib
+import http.client
+import json
+import math
+import os
+import random
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import unittest
+import urllib.parse
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from siege import burden
+
+import playground
+import test_playground as test
+
+USERS, CLIENTS = 200, ("alice", "bob", "carol", "dave")
+# The servers' idle timeout and rounds: so short that many are swept, and so long that two cores can write the beats.
+IDLE_SECONDS, ROUND_SECONDS = 30.0, 3.0
+# Who was heard of within this keeps the database. It is less than the idle timeout by what a beat may take to the other
+# server when its kubectl is slow or killed; and kill -9 loses the beats of so long.
+KEPT_SECONDS, LOST_SECONDS = 15.0, 10.0
+# Until a change shows in the other server's table; and until it does after a watch was killed.
+LAG_SECONDS, RELIST_SECONDS = 3.0, 10.0
+# For so long a delete_db that was not answered may still be carried out: two kubectls, one after the other.
+DOUBT_SECONDS = 2 * playground.KUBECTL_SECONDS
+# The plug-in hangs up after the first; who keeps asking has a database after the second, whatever fails meanwhile.
+ANSWER_SECONDS, SERVED_SECONDS = 20.0, 120.0
+# Between two faults, on average; and how long one may be the reason for a 503.
+FAULT_SECONDS, EXCUSE_SECONDS = 3.0, 45.0
+SLACK_SECONDS = 60.0  # For what is due on a busy machine: the sweep deletes 30 a round.
+MAX_GROWTH_MB = 10
+STATUSES = {"create_db": (200, 503), "delete_db": (200, 503), "heart_beat": (200,), "list_db": (200, 503)}
+PATHS = {"StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets", "Service": "/api/v1/namespaces/{}/services",
+         "Secret": "/api/v1/namespaces/{}/secrets"}
+
+
+class Server:
+    """One of the two: a process at a time, on the same port."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.port, self.late_until = name, 0, 0.0  # Until when its table may be late.
+        self.runs: list[test.Running] = []
+        self.restarting = threading.Lock()
+
+    def start(self) -> None:
+        """Start a process."""
+        options = (f"--port={self.port}", f"--idle_timeout={IDLE_SECONDS}", f"--sweep_interval={ROUND_SECONDS}")
+        self.runs.append(test.Running(*options, python=()))
+        self.port = self.runs[-1].port
+
+    def kubectls(self) -> dict[int, str]:
+        """Return what each of its kubectls does."""
+        return {pid: what for pid in test.descendants(self.runs[-1].process.pid) if (what := kubectl(pid))}
+
+
+def kubectl(pid: int) -> str:
+    """Return what a kubectl of a server was asked to do; empty if the process is none or has gone."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+        program, _, arguments = file.read().replace("\0", " ").partition(f" --namespace={test.namespace} ")
+        return "" if "playground.py" in program else arguments
+    return ""
+
+
+class Soak:
+    """The servers, the faults that befall them, and what came of it."""
+
+    def __init__(self, seed: int) -> None:
+        self.random, self.lock = random.Random(seed), threading.Lock()
+        self.servers = [Server("A"), Server("B")]
+        self.killed: dict[test.Running, float] = {}  # When, by SIGKILL.
+        self.faults: collections.deque[tuple[float, str]] = collections.deque(maxlen=200)
+        self.last_fault = 0.0
+        self.sources: dict[str, User] = {}  # Whose each data source is.
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.longest: dict[str, float] = collections.defaultdict(float)
+        self.burdens: dict[tuple[str, str], dict[str, int]] = {}
+        self.wrongs: list[str] = []
+        self.ending, self.over = threading.Event(), threading.Event()
+        self.tls = {client: test.tls(client) for client in CLIENTS}
+        self.users = [User(self, number, seed) for number in range(USERS)]
+        threading.excepthook = lambda failure: self.wrong("".join(traceback.format_exception(*failure[:3])), failure.thread)
+        # The way to the cluster past the servers.
+        self.proxy = subprocess.Popen(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "proxy", "--port=0"], stdout=subprocess.PIPE)
+        assert self.proxy.stdout
+        self.proxy_port = int(re.findall(rb":(\d+)", self.proxy.stdout.readline())[0])
+
+    def count(self, what: str, seconds: float = 0) -> None:
+        """Count what happened, and note how long it took at most."""
+        with self.lock:
+            self.counts[what] += 1
+            self.longest[what] = max(self.longest[what], seconds)
+
+    def wrong(self, what: str, user: object = None) -> None:
+        """Note something wrong, and print what led to it."""
+        events, whose = [(at, f"    {fault}") for at, fault in list(self.faults) if at > time.time() - 90], ""
+        if isinstance(user, User):
+            events, whose = sorted([*events, *user.history]), f"{user.user_id} of {user.client}: "
+        with self.lock:
+            self.wrongs.append(what)
+            print(f"WRONG {whose}{what}", flush=True)
+            for at, event in events if len(self.wrongs) <= 10 else ():
+                print(f"  {time.strftime('%T', time.gmtime(at))}.{int(at % 1 * 1000):03} {event}", flush=True)
+
+    def get(self, path: str) -> Any:
+        """Read from the API server; None if it is not there."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy_port, timeout=60)) as connection:
+            connection.request("GET", path.format(test.namespace))
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        assert response.status in (200, 404), answer
+        return answer if response.status == 200 else None
+
+    # -- faults
+
+    def disturb(self, seconds: float) -> None:
+        """Let faults happen. Server A is restarted in the first third only, so that its memory tells something."""
+        started, restarts = time.monotonic(), []
+        while (now := time.monotonic() - started) < seconds:
+            if now > seconds / 2 and ("A", "half time") not in self.burdens:
+                self.measure("half time")
+            time.sleep(min(self.random.expovariate(1 / FAULT_SECONDS), 10.0))
+            server = self.random.choice(self.servers)
+            kind = self.random.choices(("kubectl killed", "watch killed", "watch stopped", "server ended"), (6, 3, 2, 2))[0]
+            if server.restarting.locked():
+                continue
+            if (status := server.runs[-1].process.poll()) is not None:
+                raise AssertionError(f"server {server.name} ended by itself, with {status}")
+            if kind != "server ended":
+                self.strike(server, kind)
+            elif server is not self.servers[0] or now < seconds / 3:
+                number = self.random.choice((signal.SIGKILL, signal.SIGTERM))
+                restarts.append(threading.Thread(target=self.restart, args=(server, number), daemon=True))
+                restarts[-1].start()
+        for restart in restarts:
+            restart.join()
+
+    def fault(self, server: Server, kind: str, what: str = "") -> None:
+        """Note a fault that is about to happen."""
+        self.last_fault = time.monotonic()
+        self.faults.append((time.time(), f"{server.name} {kind} {what}"))
+        self.count(f"fault: {kind}")
+
+    def strike(self, server: Server, kind: str) -> None:
+        """Kill the next kubectls that are no watches, or kill or stop some watches."""
+        found: list[tuple[int, str]] = []
+        end = time.monotonic() + 3
+        while not found and time.monotonic() < end:
+            found = [(pid, what) for pid, what in server.kubectls().items() if ("watch=1" in what) == ("watch" in kind)]
+        for pid, what in self.random.sample(found, self.random.randint(1, len(found))) if found else ():
+            # Stopped, it is as if the API server had become a black hole. After the longest of these the server ends it.
+            seconds = self.random.choice((2, 5, 10, 20, playground.WATCH_SECONDS + playground.WATCH_GRACE_SECONDS)) if "stop" in kind else 0
+            if "--raw" in what:
+                server.late_until = max(server.late_until, time.monotonic() + seconds + RELIST_SECONDS)
+            self.fault(server, kind, f"{what.partition('?')[0][:120]} {f'for {seconds} s' if seconds else ''}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP if seconds else signal.SIGKILL)
+            if seconds:
+                threading.Thread(target=self.release, args=(pid, seconds), daemon=True).start()
+
+    def release(self, pid: int, seconds: float) -> None:
+        """Let a watch that was stopped go on after a while."""
+        self.ending.wait(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            if kubectl(pid):
+                os.kill(pid, signal.SIGCONT)
+
+    def restart(self, server: Server, number: signal.Signals) -> None:
+        """End a server and start it again."""
+        with server.restarting:
+            self.fault(server, f"server ended by {number.name}")
+            if number == signal.SIGKILL:
+                self.killed[server.runs[-1]] = time.monotonic()
+            self.end(server, number)
+            time.sleep(self.random.uniform(0, 2))
+            server.start()
+            self.fault(server, "server started")
+
+    def end(self, server: Server, number: signal.Signals) -> None:
+        """End a server, and see that it leaves nothing behind."""
+        process, kubectls = server.runs[-1].process, server.kubectls()
+        process.send_signal(number)
+        status = process.wait(playground.STOP_SECONDS + playground.LAST_BEATS_SECONDS + SLACK_SECONDS)
+        test.servers.discard(process.pid)
+        if status != (0 if number == signal.SIGTERM else -number):
+            self.wrong(f"server {server.name} ended with {status} at {number.name}")
+        time.sleep(1)
+        if left := list(filter(None, map(kubectl, kubectls))):
+            self.wrong(f"server {server.name} left behind: {left}")
+
+    # -- the end
+
+    def judge(self) -> None:
+        """Hold the cluster against what the users were told, once the faults are over and what is idle had its time to go."""
+        self.ending.set()
+        for server in self.servers:
+            server.runs[-1].known()
+        time.sleep(RELIST_SECONDS)
+        for server in self.servers:
+            server.late_until = 0
+        users, entitled = {user.name: user for user in self.users}, set[str]()
+        found: dict[str, dict[str, Any]] = {}
+        deadline = time.monotonic() + IDLE_SECONDS + 2 * ROUND_SECONDS + SLACK_SECONDS
+        while (not found or found.keys() != entitled) and time.monotonic() < deadline:
+            time.sleep(1)
+            found = collections.defaultdict(dict)
+            for kind, path in PATHS.items():
+                for item in self.get(f"{path}?labelSelector={urllib.parse.quote(playground.SELECTOR)}")["items"]:
+                    if "deletionTimestamp" not in item["metadata"]:
+                        found[item["metadata"]["name"]][kind] = item
+            entitled = {name for name, user in users.items() if user.here}
+        idle = {name for name in found.keys() - entitled if "StatefulSet" in found[name]}
+        self.counts.update({"users entitled to a database": len(entitled), "databases in the cluster": len(found)})
+        for what, names in (
+                ("entitled users whose database is not what they were told, or lost", {
+                    name for name in entitled if users[name].mismatch(found[name], users[name].told)}),
+                ("databases past their idle time", idle), ("orphan objects", found.keys() - entitled - idle)):
+            self.counts[what] = len(names)
+            for name in names:
+                self.wrong(f"{what}: there are {sorted(found[name])}", users[name])
+
+    def measure(self, when: str) -> None:
+        """Note the servers' burdens."""
+        for server in self.servers:
+            self.burdens[server.name, when] = {**burden(server.runs[-1]), "kubectls": len(server.kubectls())}
+
+    def rest(self) -> None:
+        """See that the servers become what they were at the start when there is nothing to do."""
+        deadline, more = time.monotonic() + SLACK_SECONDS, {""}
+        while more and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.measure("end")
+            more = {f"server {name} has more {what} than at the start" for (name, when), start in self.burdens.items() if when == "start"
+                    for what in ("threads", "files", "kubectls") if self.burdens[name, "end"][what] > start[what]}
+        if self.burdens["A", "load"]["MB"] > self.burdens["A", "half time"]["MB"] + MAX_GROWTH_MB:
+            more.add("server A grew from half time on")
+        for what in more:
+            self.wrong(what)
+
+    def read_logs(self) -> None:
+        """Look for what should not be in the logs, and count what the servers did."""
+        for line in (line for server in self.servers for run in server.runs for line in run.log().splitlines()):
+            if "Traceback" in line or "level=" not in line:
+                self.wrong(f"a log says: {line}")
+            for what in ("sweep user=", "repair user=", "kubectl verb="):
+                self.counts[f"lines of the logs: {what}"] += f" {what}" in line
+
+
+class User(threading.Thread):
+    """One user, who comes and goes at random, and knows what to expect."""
+
+    def __init__(self, soak: Soak, number: int, seed: int) -> None:
+        self.user_id = f"user-{number}" if number % 5 else f"Üser_{number}"
+        super().__init__(name=f"mysql-{playground.slug(self.user_id)}", daemon=True)
+        self.soak, self.client, self.random = soak, CLIENTS[number % len(CLIENTS)], random.Random(f"{seed} {number}")
+        self.connections: dict[tuple[str, str], http.client.HTTPSConnection] = {}
+        self.history: collections.deque[tuple[float, str]] = collections.deque(maxlen=60)
+        self.here = False  # Has a database and keeps beating.
+        self.told = ""  # The data source.
+        self.deleted: set[str] = set()  # Earlier ones.
+        self.beats: collections.deque[tuple[float, test.Running]] = collections.deque(maxlen=50)  # With who heard each.
+        # Whether a table that was not late told it, and the user was heard of ever since; from when on every server knows.
+        self.sure, self.settled_at = False, -math.inf
+
+    def call(self, api: str, server: Server, client: str = "") -> tuple[int, Any]:
+        """Call an API; return the status (0 without an answer, -1 if nothing was sent) and the answer."""
+        client, status, answer, started = client or self.client, -1, {}, time.monotonic()
+        connection = self.connections.setdefault((server.name, client), http.client.HTTPSConnection(
+            "localhost", server.port, context=self.soak.tls[client], timeout=60))
+        try:
+            if connection.sock and select.select([connection.sock], [], [], 0)[0]:  # The server closed it.
+                connection.close()
+            if not connection.sock:
+                connection.connect()
+            status = 0
+            if api in ("create_db", "delete_db"):
+                connection.request("POST", f"/api/{api}", json.dumps({"user_id": self.user_id}))
+            else:
+                connection.request("GET", f"/api/{api}" + ("" if api == "list_db" else f"?user_id={urllib.parse.quote(self.user_id)}"))
+            response = connection.getresponse()
+            answer, status = json.loads(response.read()), response.status
+        except (OSError, http.client.HTTPException) as error:
+            answer = {"error": repr(error)}
+            connection.close()
+        taken, late = time.monotonic() - started, server.late_until > started
+        self.history.append((time.time(), f"{server.name} {api}{f' by {client}' if client != self.client else ''} {status} "
+                             f"after {taken:.2f} s{', its table may be late' if late else ''}: {json.dumps(answer)[:200]}"))
+        self.soak.count(f"{api} {({0: 'without an answer', -1: 'not sent'}).get(status, status)}", taken)
+        if status > 0 and status not in STATUSES[api] and client == self.client:
+            self.wrong(f"{api} was answered {status}: {answer}")
+        if status == 503:
+            self.soak.count(f"503: {answer['error']}")
+            if not response.headers["Retry-After"] or time.monotonic() > self.soak.last_fault + EXCUSE_SECONDS:
+                self.wrong(f"{api} was answered 503 without Retry-After or any fault: {answer}")
+        if api == "create_db" and taken > ANSWER_SECONDS:
+            self.wrong(f"create_db took {taken:.1f} s")
+        return status, answer
+
+    def wrong(self, what: str) -> None:
+        """Note something wrong with what this user was told."""
+        self.soak.wrong(what, self)
+
+    def silent(self) -> float:
+        """Return for how many seconds it may be that nobody has heard of the user: kill -9 loses the last beats."""
+        kept = (at for at, run in self.beats if at <= self.soak.killed.get(run, math.inf) - LOST_SECONDS)
+        return time.monotonic() - max(kept, default=-math.inf)
+
+    def known(self, server: Server, since: float) -> bool:
+        """Tell whether a server must have known since then that the user has the database that was told."""
+        return self.sure and self.silent() <= KEPT_SECONDS and since > max(self.settled_at, server.late_until)
+
+    def settle(self, seconds: float) -> None:
+        """Expect nothing certain from the servers for a while."""
+        self.settled_at = max(self.settled_at, time.monotonic() + seconds)
+
+    def hear(self, run: test.Running, at: float) -> None:
+        """Note that a server heard of the user, who is sure of nothing after a silence that was too long."""
+        self.sure = self.sure and self.silent() <= KEPT_SECONDS
+        self.beats.append((at, run))
+
+    def create(self, server: Server | None = None) -> bool:
+        """Ask for the database; return whether that was answered."""
+        server = server or self.random.choice(self.soak.servers)
+        run, started = server.runs[-1], time.monotonic()
+        status, answer = self.call("create_db", server)
+        if status != 200:
+            return False
+        source = answer["data_source"]
+        with self.soak.lock:
+            owner = self.soak.sources.setdefault(source, self)
+        if owner is not self:
+            self.wrong(f"was told the data source of {owner.user_id}")
+        if self.known(server, started):
+            self.soak.count("checked: the data source is the same")
+            if source != self.told and "note" not in answer:
+                self.wrong(f"was told {source}, and before that {self.told}")
+        timely = started > max(self.settled_at, server.late_until)
+        if timely:
+            self.soak.count("checked: the data source is what the cluster has")
+            if mismatch := self.mismatch({kind: self.soak.get(f"{path}/{self.name}") for kind, path in PATHS.items()}, source):
+                self.wrong(f"was told {source}, and {mismatch}")
+            if source in self.deleted:
+                self.wrong(f"was told {source} once more, which was deleted")
+        if source != self.told:
+            self.soak.count("databases made anew with a note" if "note" in answer else "databases that were new to their users")
+            self.settle(LAG_SECONDS)
+        elif KEPT_SECONDS < self.silent() < IDLE_SECONDS + LOST_SECONDS:
+            self.settle(LOST_SECONDS)  # That the user is back in time may reach the other server too late.
+        self.hear(run, started)
+        self.told, self.sure = source, timely
+        return True
+
+    def mismatch(self, objects: dict[str, Any], source: str) -> str:
+        """Say how the user's objects do not fit a data source, if they do not."""
+        if missing := [kind for kind in PATHS if not objects.get(kind)]:
+            return f"there is no {' and no '.join(missing)}"
+        annotations = {tuple(item["metadata"]["annotations"][key] for key in (playground.SET, playground.USER_ID, playground.CLIENT))
+                       for item in objects.values()}
+        password, host = base64.b64decode(objects["Secret"]["data"]["password"]).decode(), objects["Service"]["spec"]["clusterIP"]
+        if len(annotations) > 1 or next(iter(annotations))[1:] != (self.user_id, self.client):
+            return f"its objects disagree: {annotations}"
+        return "" if f":{password}@tcp({host}:" in source else f"the cluster has {password} at {host}"
+
+    def beat(self) -> None:
+        """Send a heart beat."""
+        server = self.random.choice(self.soak.servers)
+        run, started = server.runs[-1], time.monotonic()
+        _, answer = self.call("heart_beat", server)
+        if answer.get("status") == "absent" and self.known(server, started):
+            self.wrong("was told that its database is absent")
+        if answer.get("status") in ("ready", "starting"):
+            self.hear(run, started)
+
+    def list(self) -> None:
+        """List the client's databases."""
+        server, started = self.random.choice(self.soak.servers), time.monotonic()
+        status, answer = self.call("list_db", server)
+        listed = {entry["user_id"] for entry in answer.get("databases", ())}
+        if strangers := listed - {user.user_id for user in self.soak.users if user.client == self.client}:
+            self.wrong(f"was shown another client's: {strangers}")
+        if status == 200 and self.user_id not in listed and self.known(server, started):
+            self.wrong("is not in the list")
+
+    def intrude(self) -> None:
+        """See that another client gets 403, or from a table that is late at most that there is nothing."""
+        server, started = self.random.choice(self.soak.servers), time.monotonic()
+        if self.known(server, started):
+            api = self.random.choice(("create_db", "delete_db", "heart_beat"))
+            status, answer = self.call(api, server, self.random.choice([client for client in CLIENTS if client != self.client]))
+            nothing = ("unknown",) if self.known(server, started) else ("unknown", "absent")
+            if status not in (403, 503, 0, -1) and not (api == "heart_beat" and answer["status"] in nothing):
+                self.wrong(f"another client was answered {status}: {answer}")
+
+    def delete(self) -> None:
+        """Delete the database; ask again a few times if that is not answered."""
+        for _ in range(5):
+            status, _ = self.call("delete_db", self.random.choice(self.soak.servers))
+            self.sure = False
+            self.settle(LAG_SECONDS if status in (200, -1) else DOUBT_SECONDS)
+            if status == 200:
+                self.deleted.add(self.told)
+                return
+            self.soak.ending.wait(self.random.uniform(1, 4))
+
+    def visit(self) -> None:
+        """Get a database, work with it, and go, with the database or without; but stay when the faults end."""
+        started, pause = time.monotonic(), self.soak.ending.wait
+        while not self.create():
+            if pause(self.random.uniform(1, 5)):
+                return
+        self.soak.count("users who came and were served", time.monotonic() - started)
+        if time.monotonic() - started > SERVED_SECONDS:
+            self.wrong("waited too long for a database")
+        self.here = True
+        for _ in range(self.random.randint(2, 12)):
+            if pause(self.random.uniform(3, 6)):
+                return
+            self.random.choices((self.beat, self.list, self.create, self.intrude), (12, 1, 2, 1))[0]()
+        self.here = False
+        if self.random.random() < 0.35:
+            self.delete()
+            pause(self.random.choice((0, 10)))
+        else:
+            pause(self.random.choice((self.random.uniform(5, 10), self.random.uniform(20, 70))))
+
+    def run(self) -> None:
+        """Come and go until the faults end; who is here then stays until all is over."""
+        self.soak.ending.wait(self.random.uniform(0, 15))
+        while not self.soak.ending.is_set():
+            self.visit()
+        while self.here and not self.soak.over.wait(self.random.uniform(3, 6)):
+            self.beat() if self.sure and self.random.random() < 0.8 else self.create()
+        for server in self.soak.servers if self.here else ():
+            if not self.create(server):
+                self.wrong("was not answered at the end")
+        for connection in self.connections.values():
+            connection.close()
+
+
+def soak(seconds: float, seed: int) -> int:
+    """Soak; print what came of it; return the exit status."""
+    print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, idle after {IDLE_SECONDS:.0f} s, "
+          f"rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}", flush=True)
+    this = Soak(seed)
+    try:
+        for server in this.servers:
+            server.start()
+            server.runs[-1].known()
+        time.sleep(2)
+        this.measure("start")
+        for user in this.users:
+            user.start()
+        this.disturb(seconds)
+        this.measure("load")
+        this.judge()
+        this.over.set()
+        for user in this.users:
+            user.join()
+        this.rest()
+        for server in this.servers:
+            this.end(server, signal.SIGTERM)
+        this.read_logs()
+    except Exception:
+        this.wrong(traceback.format_exc())
+    finally:
+        this.ending.set()
+        this.over.set()
+        for process in (this.proxy, *(run.process for server in this.servers for run in server.runs)):
+            process.kill()
+            process.wait()
+    for what, count in sorted(this.counts.items()):
+        print(f"{count:8}  {what}{f', in {this.longest[what]:.1f} s at most' if this.longest[what] else ''}")
+    for (name, when), burdens in sorted(this.burdens.items()):
+        print(f"          server {name}, {when}: {', '.join(f'{value} {what}' for what, value in burdens.items())}")
+    print(f"{len(this.wrongs):8}  things wrong")
+    if this.wrongs:
+        kept = tempfile.mkdtemp(prefix="soak-")
+        for server in this.servers:
+            for number, run in enumerate(server.runs):
+                shutil.copy(run.log_path, os.path.join(kept, f"{server.name}-{number}.log"))
+        print(f"the servers' logs are in {kept}")
+    return 1 if this.wrongs else 0
+
+
+def main() -> int:
+    """Read the command line, make certificates and a namespace, and soak."""
+    parser = argparse.ArgumentParser(prog="soak", description="Soak two servers with users and faults at random.")
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what users and faults are drawn with")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        test.setUpModule()
+        for client in CLIENTS:
+            test.gen_cert(client)
+        return soak(options.seconds, options.seed)
+    finally:
+        unittest.doModuleCleanups()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
