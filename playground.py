@@ -1690,6 +1690,8 @@ class Cluster:
                 reasons["mysql-" + pod["metadata"]["labels"][USER]] = NotReady(503, pod_reason(pod), Retry_After="10")
             if len(reasons) < len(group):
                 for event in get("events?fieldSelector=involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"):
+                    if re.search("try again|being deleted", event.get("message", "")):
+                        continue  # An old pod of that name has not gone yet; Kubernetes tries again by itself.
                     quota = "exceeded quota" in event.get("message", "")
                     reasons[event["involvedObject"]["uid"]] = NotReady(429, REASONS["quota"][1], Retry_After="60") if quota else NotReady(
                         503, "the cluster refuses the database's pod: its maintainer finds why with kubectl get events", Retry_After="30")
