@@ -919,6 +919,7 @@ class Fortress(unittest.TestCase):
                     self.assertLess(len(answer), 10)  # A TLS alert at most.
                 with socket.create_connection(("127.0.0.1", server.port)):
                     pass
+            self.assertEqual(server.call("alice", "status")[0], 200)  # All before it have been accepted.
         lines = server.lines("handshake outcome=refused")
         self.assertLessEqual(len(lines), 4, lines)
         self.assertEqual(sum(int(line.rpartition("count=")[2]) for line in lines), 40)
