@@ -395,7 +395,7 @@ class Certificates(unittest.TestCase):
     def test_interrupted_run_leaves_nothing_half_made(self) -> None:
         os.mkdir(path("slow"))
         with open(path("slow/openssl"), "w", encoding="utf-8") as file:
-            file.write('#!/bin/sh\ncase "$1 $2" in "x509 -req") sleep 60;; esac\nexec /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin openssl "$@"\n')
+            file.write('#!/bin/sh\ncase "$1 $2" in "x509 -req") sleep 5;; esac\nexec /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin openssl "$@"\n')
         os.chmod(path("slow/openssl"), 0o755)
         process = subprocess.Popen([os.path.join(HERE, "gen_cert.sh"), "eve"], start_new_session=True, stderr=subprocess.DEVNULL,
                                    env={**os.environ, "KEY_STORE": path("slow_store"), "PATH": path("slow") + ":" + os.environ["PATH"]})
