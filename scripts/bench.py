@@ -7,6 +7,7 @@ the median over the rounds of the ratio within a round.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -170,12 +171,16 @@ def bare(namespace: str, users: list[str]) -> float:
         watch.communicate()
 
 
-def create(server: servers.Process, user: str, taken: list[float]) -> None:
-    """Ask for a database on a new connection; note the seconds until it is there, if it is there in time."""
+def create(server: servers.Process, user: str, answers: list[bytes]) -> None:
+    """Ask for a database, as often as it takes, a connection each; note the first answer if it came in the plug-in's time."""
     started = time.monotonic()
-    with contextlib.suppress(OSError):
-        if load.call(server.target, "create_db", user).startswith(b"HTTP/1.1 200 "):
-            taken.append(time.monotonic() - started)
+    answer = load.call(server.target, "create_db", user)
+    answers.append(answer[:12] if time.monotonic() < started + PLUG_IN_SECONDS else b"too late")
+    while not answer.startswith(b"HTTP/1.1 200 "):
+        if time.monotonic() > started + 120:
+            raise SystemExit(f"bench: create_db is answered {answer!r}")
+        time.sleep(0.1)
+        answer = load.call(server.target, "create_db", user)
 
 
 def clear(namespace: str) -> None:
@@ -206,32 +211,33 @@ def on_a_cluster(which: str, singles: int, rounds: int) -> None:
         mine: list[float] = []
         theirs = []
         for number in range(singles):
-            create(server, f"single-{number}", mine)
+            started = time.monotonic()
+            create(server, f"single-{number}", [])
+            mine.append(time.monotonic() - started)
             theirs.append(bare(namespace, [f"bare-{number}"]))
-        if len(mine) < singles:
-            raise SystemExit("bench: create_db fails")
         show("new database: ours", [value * 1000 for value in mine], "ms")
         show("new database: bare kubectl", [value * 1000 for value in theirs], "ms")
         figures["cold_create_overhead_ms"] = (statistics.median(mine) - statistics.median(theirs)) * 1000
-        clear(namespace)
-        classes, bares, failures = [], [], 0
+        classes, bares = [], []
+        answers: list[bytes] = []
         for _ in range(rounds):
-            taken: list[float] = []
-            threads = [threading.Thread(target=create, args=(server, f"class-{number}", taken)) for number in range(CLASS)]
+            clear(namespace)
+            threads = [threading.Thread(target=create, args=(server, f"class-{number}", answers)) for number in range(CLASS)]
             started = time.monotonic()
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
             classes.append(time.monotonic() - started)
-            failures += CLASS - sum(seconds <= PLUG_IN_SECONDS for seconds in taken)
             clear(namespace)
             bares.append(bare(namespace, [f"bare-{number}" for number in range(CLASS)]))
-            clear(namespace)
         show(f"a class of {CLASS}: ours", classes, "s")
         show(f"a class of {CLASS}: bare kubectl", bares, "s")
         figures["class_200_vs_kubectl"] = statistics.median(one / other for one, other in zip(classes, bares))
-        figures["class_200_failures"] = failures
+        failed = [answer for answer in answers if answer != b"HTTP/1.1 200"]
+        figures["class_200_failures"] = len(failed) + CLASS * rounds - len(answers)
+        print(f"  not answered 200 within {PLUG_IN_SECONDS:.0f} s: {figures['class_200_failures']:.0f}"
+              f" {dict(collections.Counter(answer.decode() for answer in failed))}", flush=True)
 
 
 def growth(peers: dict[str, servers.Process], seconds: float) -> None:
@@ -256,7 +262,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also at 1 to 1,000 databases and 1 to 256 connections")
     parser.add_argument("--cluster", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rounds, seconds = (3, 1.0) if options.quick else (7, 2.0)
+    rounds, seconds = (2, 1.0) if options.quick else (7, 2.0)
     for name in ("server", "alice"):
         subprocess.run([f"{servers.HERE}/../gen_cert.sh", name], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "KEY_STORE": servers.store()})
@@ -269,12 +275,12 @@ def main() -> None:
         server.wait_for("(kind=Secret listed=1)")
         peers = {"ours": server, "Tornado": tornado, "nginx": nginx}
         best = compare(peers, rounds, seconds)
-        tails({"ours": server, "Tornado": tornado}, best / 2, rounds - 2, 2 * seconds)
+        tails({"ours": server, "Tornado": tornado}, best / 2, max(rounds - 2, 1), 2 * seconds)
         warm(server, 300 if options.quick else 1000)
         if options.growth:
             growth(peers, seconds)
     memory_and_start(rounds)
-    on_a_cluster(options.cluster, 3 if options.quick else 9, 1 if options.quick else 2)
+    on_a_cluster(options.cluster, 2 if options.quick else 9, 1 if options.quick else 2)
     print(json.dumps({key: round(figures[key], 3) for key in KEYS}))
 
 
