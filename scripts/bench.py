@@ -11,8 +11,6 @@ import collections
 import contextlib
 import json
 import os
-import re
-import resource
 import secrets
 import shutil
 import signal
@@ -22,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import bench_load as load
@@ -41,43 +39,29 @@ def show(what: str, values: list[float], unit: str, more: str = "") -> None:
     print(f"{what:44} {statistics.median(values):9.2f} {unit:5} {min(values):9.2f} .. {max(values):<9.2f} {more}", flush=True)
 
 
-def new_connections(server: servers.Process, seconds: float) -> tuple[float, float, float]:
-    """Send heart beats with a connection each; return answers a second, and the server's and the client's shares of a core."""
-    before, cpu, started = resource.getrusage(resource.RUSAGE_CHILDREN), server.cpu(), time.monotonic()
-    result = subprocess.run(["ab", "-q", "-l", "-t", str(seconds), "-n", "1000000", "-c", str(AT_A_TIME), "-E", servers.path("alice.pem"),
-                             f"https://127.0.0.1:{server.port}/api/heart_beat?user_id=alice"],
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = r"^(Failed requests|Non-2xx responses|Requests per second):\s+([\d.]+)"
-    found = {name: float(value) for name, value in re.findall(line, result.stdout, re.M)}
-    if found["Failed requests"] or "Non-2xx responses" in found:
-        raise SystemExit(f"bench: requests failed: {result.stdout}")
-    client = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return found["Requests per second"], (server.cpu() - cpu) / elapsed, client / elapsed
-
-
-def kept_connections(server: servers.Process, seconds: float) -> tuple[float, float, float]:
-    """Send heart beats on kept connections; return the same."""
+def loaded(loop: Callable[[load.Target, int, float], tuple[float, float]], server: servers.Process,
+           seconds: float) -> tuple[float, float, float]:
+    """Send heart beats; return answers a second, and the server's milliseconds of CPU for each and the client's share of a core."""
     cpu, started = server.cpu(), time.monotonic()
-    rate, client = load.closed_loop(server.target, AT_A_TIME, seconds)
-    return rate, (server.cpu() - cpu) / (time.monotonic() - started), client
+    rate, client = loop(server.target, AT_A_TIME, seconds)
+    return rate, (server.cpu() - cpu) / (time.monotonic() - started) / rate * 1000, client
 
 
 def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> float:
     """Measure throughput in turns; return the best rate of Tornado on kept connections."""
     best = 0.0
-    for what, measure, keys in (("new connections", new_connections, ("connect_vs_tornado", "connect_vs_nginx")),
-                                ("kept connections", kept_connections, ("keepalive_vs_tornado", ""))):
+    for what, loop, keys in (("new connections", load.new_connections, ("connect_vs_tornado", "connect_vs_nginx")),
+                                ("kept connections", load.closed_loop, ("keepalive_vs_tornado", ""))):
         seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in peers}
         for server in peers.values():
-            measure(server, 1)  # Warm.
+            loaded(loop, server, 1)  # Warm.
         for _ in range(rounds):
             for name, server in peers.items():
-                seen[name].append(measure(server, seconds))
+                seen[name].append(loaded(loop, server, seconds))
         for name, results in seen.items():
-            rate, busy, client = (statistics.median(column) for column in zip(*results))
+            rate, cost, client = (statistics.median(column) for column in zip(*results))
             show(f"{what}, {AT_A_TIME} at a time: {name}", [result[0] for result in results], "/s",
-                 f"{busy / rate * 1000:.2f} ms of CPU each; {100 * busy:.0f} % of a core, client {100 * client:.0f} %")
+                 f"{cost:.2f} ms of CPU each, {cost * rate / 10:.0f} %; client {client / rate * 1000:.2f} ms, {100 * client:.0f} %")
         for peer, key in zip(("Tornado", "nginx"), keys):
             ratios = [one[0] / other[0] for one, other in zip(seen["ours"], seen[peer])]
             if key:
@@ -247,7 +231,7 @@ def growth(peers: dict[str, servers.Process], seconds: float) -> None:
             server.wait_for(f"(kind=Secret listed={databases})")
             one = load.one_by_one(server.target, ("heart_beat", "create_db"), 300)
             beat, made = (statistics.median(one[api]) for api in ("heart_beat", "create_db"))
-            new, kept = new_connections(server, seconds)[0], kept_connections(server, seconds)[0]
+            new, kept = (loaded(loop, server, seconds)[0] for loop in (load.new_connections, load.closed_loop))
             print(f"{databases:5} databases   new {new:7.0f} /s   kept {kept:7.0f} /s   "
                   f"heart_beat {beat:.2f} ms   create_db {made:.2f} ms   {server.rss_mb():.0f} MB", flush=True)
     for connections in (1, 2, 4, 8, 16, 32, 64, 128, 256):
@@ -262,13 +246,13 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also at 1 to 1,000 databases and 1 to 256 connections")
     parser.add_argument("--cluster", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rounds, seconds = (2, 1.0) if options.quick else (7, 2.0)
+    rounds, seconds = (2, 1) if options.quick else (7, 2)
     for name in ("server", "alice"):
         subprocess.run([f"{servers.HERE}/../gen_cert.sh", name], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "KEY_STORE": servers.store()})
-    with open(servers.path("alice.pem"), "w", encoding="utf-8") as both:
-        for name in ("alice.crt", "alice.key"):
-            with open(os.path.join(servers.store(), "alice", name), encoding="utf-8") as file:
+    with open(f"{servers.store()}/alice/alice.pem", "w", encoding="utf-8") as both:  # As ab takes them.
+        for suffix in ("crt", "key"):
+            with open(f"{servers.store()}/alice/alice.{suffix}", encoding="utf-8") as file:
                 both.write(file.read())
     print(f"{'':44} {'median':>9} {'':5} {'least':>9} .. most", flush=True)
     with servers.ours() as server, servers.tornado() as tornado, servers.nginx() as nginx:
