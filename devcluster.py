@@ -92,6 +92,9 @@ BOOKMARK_SECONDS, LAST_BOOKMARK_SECONDS = 60.0, 2.0
 RESYNC_SECONDS = 1.0
 # A hollow pod is ready so long after its start.
 HOLLOW_SECONDS = 1.0
+# A pod goes no sooner than this after its container has ended. `kubectl delete pod` waits for ever for one that
+# has gone, and come again by its name, between two of its looks, which no real node is quick enough for.
+LINGER_SECONDS = 0.3
 # A container's first probe comes this long after its start; the kubelet's does at some moment within the first period.
 FIRST_PROBE_SECONDS = 0.3
 # A container that ended starts again at once, then after pauses that double from the first to the last; one that ran for the
@@ -1457,6 +1460,7 @@ class Pod(threading.Thread):
                         if pause else self.last_state)
             self.pause(pause)
             pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LAST_PAUSE_SECONDS)
+        time.sleep(0 if self.node.stopping else LINGER_SECONDS)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.node.pods.pop(meta["uid"], None)
         with contextlib.suppress(ApiError):

@@ -1629,7 +1629,7 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual((status, "scaled to 0" in answer["error"], "retry-after" in headers), (503, True, True), answer)
             kubectl("patch", "statefulset", "mysql-handled", "-p", '{"spec": {"replicas": 1}}')
             self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
-            kubectl("delete", "pod", "mysql-handled-0")
+            kubectl("delete", "pod", "mysql-handled-0", "--wait=false")
             self.assertEqual(server.call("alice", "create_db", "handled")[1].get("data_source"), source)
             for kind in ("service", "statefulset"):
                 kubectl("label", kind, "mysql-handled", "--overwrite", "playground.sqlflow.org/user=somebody")
