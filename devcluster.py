@@ -1408,6 +1408,7 @@ class Pod(threading.Thread):
         self.last_state: Object = {}
         self.conditions: dict[str, Object] = {}
         self.paths: dict[str, str] = {}
+        self.claims: list[Object] = []
 
     def stop(self) -> None:
         """Have it end."""
@@ -1462,6 +1463,9 @@ class Pod(threading.Thread):
             pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LAST_PAUSE_SECONDS)
         time.sleep(0 if self.node.stopping else LINGER_SECONDS)
         shutil.rmtree(self.folder, ignore_errors=True)
+        for claim in self.claims:  # One that was deleted while the database still wrote into it.
+            if claim["metadata"]["uid"] not in self.store.uids:
+                shutil.rmtree(self.node.claim_path(claim), ignore_errors=True)
         self.node.pods.pop(meta["uid"], None)
         with contextlib.suppress(ApiError):
             if not self.node.stopping:  # Else its StatefulSet would make it anew.
@@ -1570,6 +1574,7 @@ class Pod(threading.Thread):
                 if not claim:
                     raise NotYet("CreateContainerConfigError", f'persistentvolumeclaim "{name}" not found')
                 folder = self.node.claim_path(claim)
+                self.claims.append(claim)
             paths[mount["mountPath"].rstrip("/")] = folder
             os.makedirs(folder, exist_ok=True)
             for plural, kind, key in (("configmaps", "configMap", "name"), ("secrets", "secret", "secretName")):
