@@ -11,10 +11,16 @@ is known to hold; templates; kubectl; the command line. Who waits for whom:
 
     thread                waits for                     bounded by
     accept loop           nothing but accept()
-    one a connection      its client                    HANDSHAKE_, HEAD_, BODY_, ANSWER_, IDLE_SECONDS
+    one a handshake       its client                    HANDSHAKE_SECONDS
+    leader                any client's next request     IDLE_SECONDS for each connection
+    one a slow request    its client                    HEAD_, BODY_, ANSWER_SECONDS
                           its user's database           CREATE_SECONDS, whatever the cluster does
     watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
     group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
+
+The leader answers by itself what can be answered at once; before it has to wait for anything else it has
+another thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a
+request is a slow one from the moment when it calls `step_aside`, and one thread answers all the others.
 
 Kubernetes is the only store. What is in memory comes from three watches and may be lost at any time.
 """
@@ -36,10 +42,13 @@ import itertools
 import json
 import logging
 import os
+import queue
 import random
 import re
 import resource
 import secrets
+import select
+import selectors
 import shutil
 import signal
 import socket
@@ -95,12 +104,16 @@ DRAIN_BYTES = 1024 * 1024
 # not touched at all while any address holds more. It does not bound the rate of handshakes.
 MAX_HANDSHAKES = 256
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
-# new one gets a 503. Five for each of a class of 200. A thread each, of some 100 KB.
+# new one gets a 503. Five for each of a class of 200. Each takes some 60 KB, and a thread while a request is
+# slow, of 100 KB.
 MAX_CONNECTIONS = 1000
 # Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
 # longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a
 # connection for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
+# A thread that has nothing to do ends after this. Until then it takes the next handshake or slow request,
+# for which a new one takes 0.1 ms.
+SPARE_SECONDS = 5.0
 # Connections the kernel keeps for the accept loop; a class that starts together overflows the standard
 # library's 5. Linux cuts it to net.core.somaxconn.
 LISTEN_BACKLOG = 1024
@@ -135,6 +148,9 @@ KUBECTL_SECONDS = 30.0
 # Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
+# A group leaves when nobody has joined it for the first, and at the latest after the second. A class that starts
+# together comes within some 0.1 s; a kubectl of its own for a user who is a moment early would take 0.2 s.
+GATHER_SECONDS = (0.01, 0.1)
 # Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
 CREATING_KUBECTLS = 2
 # StatefulSets whose heart beat one kubectl writes down, a request each: as above, it slows down after 300.
@@ -428,11 +444,58 @@ class Refusals:
             log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Accepts connections and bounds them; a thread each does the rest, the TLS handshake included."""
+class Threads:
+    """Does each job at once, in a thread that has nothing to do or in a new one."""
 
-    daemon_threads = True
-    block_on_close = False
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.spare = 0  # Threads that wait for a job, but for those that are about to get one.
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Have a job done, which must not raise anything. Raises RuntimeError if there is no thread to be had."""
+        with self.lock:
+            spare = self.spare > 0
+            self.spare -= spare
+        if spare:
+            self.jobs.put(job)
+        else:
+            threading.Thread(target=self.work, args=(job,), daemon=True).start()
+
+    def work(self, job: Callable[[], None]) -> None:
+        """Do a job, and others that come soon."""
+        while True:
+            job()
+            with self.lock:
+                self.spare += 1
+            try:
+                job = self.jobs.get(timeout=SPARE_SECONDS)
+            except queue.Empty:
+                with self.lock:
+                    if self.spare:
+                        self.spare -= 1
+                        return
+                job = self.jobs.get()  # It has been promised.
+
+
+class Leading(threading.local):
+    """What the current thread has to hand over before it waits."""
+
+    connection: Connection | None = None  # Whom it serves as the leader.
+
+
+leading = Leading()
+
+
+def step_aside() -> None:
+    """Have another thread lead, if this one does. To be called before anything is waited for. Raises ApiError 503."""
+    if connection := leading.connection:
+        connection.server.hand_over(connection)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Accepts connections and bounds them; threads do the rest, the TLS handshakes included."""
+
     request_queue_size = LISTEN_BACKLOG
 
     def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
@@ -446,13 +509,15 @@ class Server(http.server.ThreadingHTTPServer):
         # How often it has changed who is let in. A connection of an older generation may be anybody's.
         self.generation = 0
         self.refusals = Refusals()
+        self.threads = Threads()
+        self.selector = selectors.DefaultSelector()
         self.lock = threading.Lock()
         # Each in the order of arrival, so that the first is the oldest.
         self.strangers: dict[socket.socket, Peer] = {}
         self.clients: dict[socket.socket, Peer] = {}
-        self.idle: dict[socket.socket, bool] = {}
+        self.idle: dict[socket.socket, float] = {}  # Since when, by time.monotonic.
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, Connection)
+        super().__init__(address, Connection)  # type: ignore[arg-type]
 
     def server_bind(self) -> None:
         """Bind without looking up our own name in DNS, as HTTPServer would."""
@@ -485,6 +550,31 @@ class Server(http.server.ThreadingHTTPServer):
             self.strangers[request] = peer
         return request, address
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Have the rest done by a thread: the accept loop waits for nobody."""
+        self.threads.start(Connection(request, client_address, self).serve)
+
+    def lead(self) -> None:
+        """Serve whoever sends something, one after the other, until another thread leads."""
+        while True:
+            for key, _ in self.selector.select():
+                leading.connection = key.data
+                key.data.serve()
+                if not leading.connection:
+                    return  # The next leader sees what else has come.
+                leading.connection = None
+
+    def hand_over(self, connection: Connection) -> None:
+        """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
+        self.selector.unregister(connection.request)
+        try:
+            self.threads.start(self.lead)
+        except RuntimeError as error:
+            self.selector.register(connection.request, selectors.EVENT_READ, connection)
+            log.error(logfmt("connection", error=error))
+            raise unavailable("this server is out of threads: ask again later") from error
+        leading.connection = None
+
     def welcome(self, connection: socket.socket, name: str, certificate: dict[str, Any]) -> bool:
         """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
         serial, now = int(certificate["serialNumber"], 16), time.time()
@@ -509,15 +599,21 @@ class Server(http.server.ThreadingHTTPServer):
             self.clients[connection] = self.strangers.pop(connection)._replace(name=name, serial=serial)
             return True
 
-    def rest(self, connection: socket.socket, idle: bool) -> bool:
-        """Mark whether a connection waits for its next request, and may be hung up on without loss; return whether it was not."""
+    def wake(self, connection: socket.socket) -> bool:
+        """Mark a connection as busy with a request; return whether it is still a client's."""
         with self.lock:
             self.idle.pop(connection, None)
-            if idle:
-                self.idle[connection] = True
-                if self.ending(connection):
-                    hang_up(connection)
             return connection in self.clients
+
+    def rest(self, connection: Connection) -> None:
+        """Leave a connection to the leader until its next request; it may be hung up on without loss."""
+        with self.lock:
+            if self.ending(connection.request):
+                hang_up(connection.request)  # The leader then reads an end of file.
+            else:
+                self.idle[connection.request] = time.monotonic()
+        if leading.connection is not connection:  # Otherwise it still is.
+            self.selector.register(connection.request, selectors.EVENT_READ, connection)
 
     def ending(self, connection: socket.socket) -> bool:
         """Tell whether a connection is to end with its answer."""
@@ -529,13 +625,15 @@ class Server(http.server.ThreadingHTTPServer):
         with self.lock:
             for table in (self.strangers, self.clients, self.idle):
                 table.pop(request, None)
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(request)
         with contextlib.suppress(OSError, ValueError):
             request.settimeout(0)
             request.unwrap()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what a connection's thread did not expect."""
+        """Log what serving a connection did not expect."""
         log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
 
     def reload(self) -> None:
@@ -560,7 +658,7 @@ class Server(http.server.ThreadingHTTPServer):
             log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
 
     def keep_house(self) -> NoReturn:
-        """Take TLS files up that have changed, warn before they end, and log who was refused."""
+        """Take TLS files up that have changed, warn before they end, log who was refused, and end what is idle for too long."""
         warned: dict[tuple[str, bool], float] = {}
         taken = before = self.stamps()
         while True:
@@ -573,8 +671,9 @@ class Server(http.server.ThreadingHTTPServer):
                 before = now
                 self.warn_of_ends(warned)
                 self.refusals.flush()
+                self.end_idle()
             except Exception:
-                log.error(logfmt("tls", error=traceback.format_exc()))
+                log.error(logfmt("keep house", error=traceback.format_exc()))
 
     def warn_of_ends(self, warned: dict[tuple[str, bool], float]) -> None:
         """Warn of a file that ends soon, once a day, or has ended; `warned` says when that was done, by time.monotonic."""
@@ -585,6 +684,12 @@ class Server(http.server.ThreadingHTTPServer):
                 warned[name, ended] = time.monotonic()
                 log.log(logging.ERROR if ended else logging.WARNING, logfmt(
                     "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
+
+    def end_idle(self) -> None:
+        """Hang up on connections that have rested for IDLE_SECONDS."""
+        with self.lock:
+            for connection in itertools.takewhile(lambda one: self.idle[one] < time.monotonic() - IDLE_SECONDS, self.idle):
+                hang_up(connection)
 
     def stamps(self) -> list[tuple[int, ...]]:
         """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
@@ -700,39 +805,65 @@ def why_refused(error: Exception) -> str:
     return str(error)
 
 
-class Connection(socketserver.BaseRequestHandler):
-    """One client's connection, in its own thread: the handshake, then a request after the other."""
+# What one record of TLS holds at most (RFC 8446, section 5.1). Read whole, it leaves nothing with OpenSSL, of which the
+# selector would not know.
+MAX_RECORD_BYTES = 2 ** 14
+WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
-    server: Server
-    request: ssl.SSLSocket
 
-    def handle(self) -> None:
-        """Serve the connection until it ends."""
+class Connection:
+    """One client's connection. It has a thread for the handshake and, if need be, for a request."""
+
+    def __init__(self, request: ssl.SSLSocket, address: Any, server: Server) -> None:
+        self.request, self.address, self.server = request, address, server
+        self.client = ""  # Before the handshake.
         self.buffer = b""
-        self.client = "-"
+
+    def serve(self) -> None:
+        """Do what there is to do until the client's next request, or the end."""
+        try:
+            if (self.client or self.shake_hands()) and self.answer_all():
+                self.server.rest(self)
+                return
+        except OSError:
+            pass  # A client that hangs up or is slow is nothing to report.
+        except Exception:
+            self.server.handle_error(self.request, self.address)
+        self.server.shutdown_request(self.request)
+
+    def shake_hands(self) -> bool:
+        """Learn from the handshake who the client is; return False if it is nobody we know, or there is no room."""
         try:
             self.request.settimeout(HANDSHAKE_SECONDS)  # OpenSSL's do_handshake counts it over all its reads.
             self.request.do_handshake()
+            self.request.settimeout(0)
             certificate = self.request.getpeercert() or {}
-            self.client = common_name(certificate)
-            room = self.server.welcome(self.request, self.client, certificate)
+            client = common_name(certificate)
+            room = self.server.welcome(self.request, client, certificate)
         except (OSError, ValueError) as error:
-            self.server.refusals.add(self.client_address[0], why_refused(error))
-            return
-        with contextlib.suppress(OSError):  # A client that hangs up or is slow is nothing to report.
-            if not room:
-                self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
-                self.drain()
-                return
-            while self.serve_one():
-                pass
+            self.server.refusals.add(self.address[0], why_refused(error))
+            return False
+        self.client = client
+        if not room:
+            self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
+            self.drain()
+        return room
 
-    def serve_one(self) -> bool:
-        """Read one request and answer it; return whether another may follow."""
-        if not self.buffer:
-            self.server.rest(self.request, True)
-            if not self.receive(time.monotonic() + IDLE_SECONDS) or not self.server.rest(self.request, False):
+    def answer_all(self) -> bool:
+        """Answer the requests that have come; return whether others may follow."""
+        try:
+            self.buffer = self.request.recv(MAX_RECORD_BYTES)
+        except WOULD_BLOCK:
+            return True
+        if not self.buffer or not self.server.wake(self.request):
+            return False
+        while self.buffer:
+            if not self.answer_one():
                 return False
+        return True
+
+    def answer_one(self) -> bool:
+        """Read one request and answer it; return whether another may follow."""
         started = time.monotonic()
         method, api, user, keep_alive, headers = "-", "-", "-", False, {}
         try:
@@ -760,6 +891,7 @@ class Connection(socketserver.BaseRequestHandler):
         log.log(logging.WARNING if status >= 500 else logging.INFO, logfmt(
             "request", client=self.client, method=method, api=api, user=user, status=status, ms=taken * 1000))
         if api == "heart_beat" and status >= 400:
+            step_aside()
             time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
         close = not keep_alive or self.server.ending(self.request)
         self.send(status, answer, headers, close, body=method != "HEAD")
@@ -767,15 +899,32 @@ class Connection(socketserver.BaseRequestHandler):
             self.drain()
         return not close
 
+    def wait(self, error: OSError, deadline: float) -> None:
+        """Wait until what would have blocked does not. Raises socket.timeout at the deadline."""
+        step_aside()
+        poll, remaining = select.poll(), deadline - time.monotonic()
+        poll.register(self.request, select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT)
+        if remaining <= 0 or not poll.poll(remaining * 1000):
+            raise socket.timeout()
+
     def receive(self, deadline: float) -> bool:
         """Add what has come to the buffer, or return False at its end. Raises socket.timeout at the deadline."""
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise socket.timeout()
-        self.request.settimeout(remaining)
-        data = self.request.recv(MAX_HEAD_BYTES)
-        self.buffer += data
-        return bool(data)
+        while True:
+            try:
+                data = self.request.recv(MAX_RECORD_BYTES)
+                self.buffer += data
+                return bool(data)
+            except WOULD_BLOCK as error:
+                self.wait(error, deadline)
+
+    def transmit(self, content: bytes) -> None:
+        """Send all of it. Raises OSError if the client does not take it in ANSWER_SECONDS."""
+        data, deadline = memoryview(content), time.monotonic() + ANSWER_SECONDS
+        while data:
+            try:
+                data = data[self.request.send(data):]
+            except WOULD_BLOCK as error:
+                self.wait(error, deadline)
 
     def read_head(self, deadline: float) -> bytes:
         """Take a request's head out of the buffer, reading on until it is there or is beyond help; parse_head says why."""
@@ -797,7 +946,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Take a request's body out of the buffer, reading on until it is there."""
         length = request.length or 0
         if length > len(self.buffer) and "expect" in request.headers:
-            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.transmit(b"HTTP/1.1 100 Continue\r\n\r\n")
         deadline = time.monotonic() + BODY_SECONDS
         while len(self.buffer) < length:
             if not self.receive(deadline):
@@ -813,16 +962,12 @@ class Connection(socketserver.BaseRequestHandler):
         fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": kind, "Content-Length": str(len(content)),
                   "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers, **({"Connection": "close"} if close else {})}
         lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
-        data = memoryview("\r\n".join([*lines, "", ""]).encode() + content)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while data:
-            self.request.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = data[self.request.send(data):]
+        self.transmit("\r\n".join([*lines, "", ""]).encode() + content)
 
     def drain(self) -> None:
         """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
+        step_aside()
         deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
-        self.request.settimeout(0)
         with contextlib.suppress(OSError):
             self.request.unwrap()  # Says good-bye; the client's comes behind what it still sends.
         socket.socket.shutdown(self.request, socket.SHUT_WR)
@@ -1121,8 +1266,8 @@ class Work:
 class Group:
     """Does the work of everyone who waits in one go, like a database's group commit.
 
-    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`.
-    Nobody waits for company. `do` notes what fails with the work that failed; what it raises fails for all.
+    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`, after it
+    has waited for company for a moment. `do` notes what fails with the work that failed; what it raises fails for all.
     """
 
     def __init__(self, cluster: Cluster, do: Callable[[list[Work]], None], size: int, workers: int = 1) -> None:
@@ -1144,8 +1289,15 @@ class Group:
         while True:
             with self.submitted:
                 self.submitted.wait_for(lambda: self.waiting)
+            pause, end, joined = GATHER_SECONDS[0], time.monotonic() + GATHER_SECONDS[1], 0
+            while joined < min(len(self.waiting), self.size) and time.monotonic() < end:
+                joined = len(self.waiting)
+                time.sleep(pause)
+            with self.submitted:
                 group, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
             failure: ApiError | None = None
+            if not group:
+                continue  # Another worker took it.
             try:
                 self.do(group)
             except ApiError as error:
@@ -1294,6 +1446,7 @@ class Cluster:
             moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline) if moment > now]
             if deadline <= now:
                 return
+            step_aside()
             database.changed.wait(min(moments) - now)
 
     def advance(self, database: Database, owner: tuple[str, str], deadline: float) -> None:
@@ -1351,6 +1504,7 @@ class Cluster:
             trouble, remaining = self.trouble(unknown), deadline - time.monotonic()
             if trouble != "starting" or remaining <= 0:
                 raise KubectlError(trouble)
+            step_aside()
             self.synchronised.wait(remaining)
 
     def trouble(self, what: Iterable[str]) -> str:
@@ -2150,6 +2304,7 @@ def run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     cluster.start()
+    server.threads.start(server.lead)
     threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,

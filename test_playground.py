@@ -969,12 +969,12 @@ class Fortress(unittest.TestCase):
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             plain.connect(("127.0.0.1", server.port))
             with tls("alice").wrap_socket(plain, server_hostname="localhost") as connection:
-                threads = self.burden(server)[0]
+                files = self.burden(server)[1]
                 connection.settimeout(1)
                 with contextlib.suppress(OSError):
                     while True:  # Until its answers fill every buffer between us, and it reads no more requests.
                         connection.sendall(self.STATUS * 100)
-                eventually(lambda: self.burden(server)[0] < threads, "the connection's thread has ended")
+                eventually(lambda: self.burden(server)[1] < files, "the connection has ended")
 
     def key_store(self, name: str) -> list[str]:
         """Copy the key store; return the options that name the copy."""
