@@ -185,7 +185,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
 
 
 def logfmt(event: str, **fields: object) -> str:
-    """Format one log line as key=value pairs; values that are not plain become JSON strings, so that none can forge a line."""
+    """Format an event and key=value pairs for the log; values that are not plain become JSON strings, so that none can forge a line."""
     def quote(value: object) -> str:
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
         return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
@@ -499,8 +499,9 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = LISTEN_BACKLOG
 
     def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
-                 max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT) -> None:
+                 max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT, ready_file: str = "") -> None:
         """Listen on (host, port). Raises OSError if it is in use or not ours to listen on, and Refusal of a TLS file."""
+        self.ready_file = ready_file
         self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
         self.max_connections_per_client = max_connections_per_client
         self.started = time.monotonic()
@@ -658,7 +659,7 @@ class Server(http.server.ThreadingHTTPServer):
             log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
 
     def keep_house(self) -> NoReturn:
-        """Take TLS files up that have changed, warn before they end, log who was refused, and end what is idle for too long."""
+        """Take TLS files up that have changed, warn before they end, log who was refused, end idle connections, say that all is ready."""
         warned: dict[tuple[str, bool], float] = {}
         taken = before = self.stamps()
         while True:
@@ -672,8 +673,11 @@ class Server(http.server.ThreadingHTTPServer):
                 self.warn_of_ends(warned)
                 self.refusals.flush()
                 self.end_idle()
+                if self.ready_file and self.cluster.status() == "ok":
+                    open(self.ready_file, "w", encoding="utf-8").close()
+                    self.ready_file = ""
             except Exception:
-                log.error(logfmt("keep house", error=traceback.format_exc()))
+                log.error(logfmt("keep_house", error=traceback.format_exc()))
 
     def warn_of_ends(self, warned: dict[tuple[str, bool], float]) -> None:
         """Warn of a file that ends soon, once a day, or has ended; `warned` says when that was done, by time.monotonic."""
@@ -1068,7 +1072,7 @@ def delete_db(server: Server, client: str, deadline: float, user_id: str) -> dic
 
 def list_db(server: Server, client: str, deadline: float) -> dict[str, Any]:
     """List the caller's own databases."""
-    return {"databases": server.cluster.databases_of(client)}
+    return {"databases": server.cluster.databases_of(client, deadline)}
 
 
 def status(server: Server, client: str, deadline: float) -> dict[str, Any]:
@@ -1099,6 +1103,10 @@ API: dict[str, tuple[str, Callable[..., dict[str, Any] | str], tuple[str, ...]]]
     "status": ("GET", status, ()),
     "metrics": ("GET", tell_metrics, ()),
 }
+# Prometheus sees a counter grow only from a value that it has seen: these are 0 before they happen.
+metrics.add("databases_swept_total", 0)
+for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
+    metrics.add("requests_total", 0, api=api, status=str(result))
 
 
 # ---- What the cluster is known to hold ---------------------------------------------------------------
@@ -1122,6 +1130,7 @@ RIGHTS = {"statefulsets.apps": ("get", "list", "watch", "create", "patch", "dele
           "services": ("get", "list", "watch", "create", "delete"), "secrets": ("get", "list", "watch", "create", "delete"),
           "pods": ("list",), "events": ("list",)}
 CLAIM_RIGHTS = {"persistentvolumeclaims": ("get", "list", "watch", "create", "delete")}  # With a template that has a claim.
+OLDEST_KUBECTL = 1, 20
 SAMPLE_DATA = "playground-sample-data"  # The ConfigMap that the templates mount, if it is there.
 
 
@@ -1167,6 +1176,7 @@ class Seen(NamedTuple):
     leaving: bool
     ready: bool  # Of a StatefulSet: its pod is.
     stopped: bool  # Of a StatefulSet: somebody scaled it to 0.
+    claims: bool  # Of a StatefulSet: its pod mounts a claim.
     password: str  # Of a Secret; empty if it is none that SQLFlow can paste anywhere without quoting it.
     host: str  # Of a Service.
 
@@ -1175,12 +1185,14 @@ class Seen(NamedTuple):
         """Reduce an object as the API server sends it."""
         metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
         annotations = metadata.get("annotations") or {}
+        volumes = ((spec.get("template") or {}).get("spec") or {}).get("volumes") or ()
         return cls(
             uid=metadata["uid"], version=metadata["resourceVersion"],
             created=calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)),
             set_id=annotations.get(SET, ""), user_id=annotations.get(USER_ID, ""), client=annotations.get(CLIENT, ""),
             last_beat=annotations.get(LAST_BEAT, ""), keep=KEEP in annotations, leaving="deletionTimestamp" in metadata,
             ready=status.get("readyReplicas", 0) > 0, stopped=spec.get("replicas", 1) == 0,
+            claims=any("persistentVolumeClaim" in volume for volume in volumes),
             password=decoded((item.get("data") or {}).get("password", "")), host=spec.get("clusterIP", ""))
 
 
@@ -1236,22 +1248,37 @@ class Database:
         started = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
         return self.remembered if started and self.remembered[1] else None
 
+    def lacking(self) -> set[str]:
+        """Return the template's kinds that the set has not. A StatefulSet made from a template without a claim needs none."""
+        unclaimed = "StatefulSet" in self.objects and not self.objects["StatefulSet"].claims
+        return set(self.kinds) - self.objects.keys() - ({"PersistentVolumeClaim"} if unclaimed else set())
+
     def alien(self) -> list[str]:
         """Return the kinds whose objects were not made for the set's password."""
         set_id, _ = self.credentials() or (None, "")
         return [kind for kind, item in self.objects.items() if item.set_id != set_id]
 
-    def last_beat(self) -> str:
-        """Return the time of the last heart beat (RFC 3339), as written down if it was."""
+    def last_beat(self) -> str | None:
+        """Return the time of the last heart beat (RFC 3339), as written down if it was; None of a database that is kept."""
+        if "StatefulSet" not in self.objects:
+            return None
         written = self.objects["StatefulSet"].last_beat
         return written if is_time(written) and not self.unwritten else rfc3339(time.time() - time.monotonic() + self.heard_at)
+
+    def kept(self) -> bool:
+        """Tell whether all that is left is what the sweep leaves: a claim, with its data, and its password."""
+        return "StatefulSet" not in self.objects and "PersistentVolumeClaim" in self.objects and not self.leaving()
 
     def status(self) -> str:
         """Return ready, starting or absent."""
         if "StatefulSet" not in self.objects or self.leaving():
             return "starting" if self.work else "absent"
-        whole = len(self.objects) == len(self.kinds) and not self.alien()
+        whole = not self.lacking() and not self.alien()
         return "ready" if whole and self.objects["StatefulSet"].ready else "starting"
+
+    def status_or_kept(self) -> str:
+        """Return the status; of one that is absent, but whose data is there, kept."""
+        return "kept" if self.kept() else self.status()
 
 
 class Work:
@@ -1400,14 +1427,14 @@ class Cluster:
                 return "unknown"
             return database.status() if database else "absent"
 
-    def databases_of(self, client: str) -> list[dict[str, Any]]:
-        """Return the client's databases, by user id. Raises ApiError 502 or 503 before the cluster is known."""
+    def databases_of(self, client: str, deadline: float) -> list[dict[str, Any]]:
+        """Return the client's databases, by user id. Raises ApiError 502 or 503 if the cluster is not known by the deadline."""
         with self.lock:
-            self.wait_known(self.kinds, 0)
-            owned = [(database.objects["StatefulSet"], database) for database in self.databases.values()
-                     if "StatefulSet" in database.objects and not database.leaving()]
-            return sorted(({"user_id": item.user_id, "status": database.status(), "last_heart_beat": database.last_beat()}
-                           for item, database in owned if item.client == client), key=lambda entry: entry["user_id"])
+            self.wait_known(self.kinds, deadline)
+            owned = {owner[0]: database for database in self.databases.values()
+                     if (owner := database.owner()) and owner[1] == client and not database.leaving()}
+            return [{"user_id": user_id, "status": database.status_or_kept(), "last_heart_beat": database.last_beat()}
+                    for user_id, database in sorted(owned.items()) if database.kept() or "StatefulSet" in database.objects]
 
     def status(self) -> str:
         """Return ok, or what is wrong with the cluster, in words fit for a client."""
@@ -1416,10 +1443,10 @@ class Cluster:
             return REASONS[trouble][1] if trouble else "ok"
 
     def count(self) -> dict[str, float]:
-        """Return how many databases are ready, and how many are starting."""
+        """Return how many databases are ready, are starting, and are kept."""
         with self.lock:
-            statuses = [database.status() for database in self.databases.values()]
-        return {status: float(statuses.count(status)) for status in ("ready", "starting")}
+            statuses = [database.status_or_kept() for database in self.databases.values()]
+        return {status: float(statuses.count(status)) for status in ("ready", "starting", "kept")}
 
     # -- one user's database
 
@@ -1460,7 +1487,7 @@ class Cluster:
             self.repairing.submit(database, owner)
         elif any(item.stopped for item in objects.values()):
             raise unavailable("the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
-        elif len(objects) < len(self.kinds):
+        elif database.lacking():
             self.wait_known(("template",), deadline - REASON_SECONDS)
             if not database.work:
                 if not objects:
@@ -1614,7 +1641,7 @@ class Cluster:
                 set_id, password = database.credentials() or (secrets.token_hex(8), secrets.token_hex(16))
                 values = {"name": database.name, "slug": slug(user_id), "user_id": user_id, "client": client,
                           "set": set_id, "password": password, "now": rfc3339(time.time())}
-                database.made = set(self.kinds) - database.objects.keys()
+                database.made = database.lacking()
                 passwords.append(password)
                 wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
         if not wanted:
@@ -1803,7 +1830,10 @@ class Cluster:
         limit = self.idle_timeout + 2 * self.sweep_interval
         if not self.idle_timeout or database.waiting or time.monotonic() - database.heard_at <= limit:
             return {}
-        return {kind: item for kind, item in database.objects.items() if not item.keep and not item.leaving}
+        kept = {kind for kind, item in database.objects.items() if item.keep}
+        # A claim's password stays with it, also one that was made from a template without a claim.
+        kept |= {"Secret"} if "PersistentVolumeClaim" in kept else set()
+        return {kind: item for kind, item in database.objects.items() if kind not in kept and not item.leaving}
 
     def submit_idle(self) -> None:
         """Have databases deleted that are idle, and what is left of half-made ones."""
@@ -2151,6 +2181,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
     option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
     option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once", type=int)
+    option("ready_file", "", "file that is made once the cluster is known, for a readiness probe", shown="none")
     parser.add_argument("--check", action="store_true", help="try all that the server needs, print a line for each, and exit with 0 or 1")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
@@ -2162,6 +2193,27 @@ def seconds(text: str) -> float:
     if not 0 <= value <= 1e8:
         raise ValueError
     return value
+
+
+def find_template(options: argparse.Namespace) -> Template:
+    """Return the template that new databases are made from. Raises Refusal."""
+    path = os.path.join(options.templates, options.db_template)
+    with blaming(f"the template {path} cannot be used", "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
+        return Template(path)
+
+
+def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
+    """Return the paths of the TLS files by their options' names."""
+    return {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
+
+
+def find_kubectl(options: argparse.Namespace) -> Kubectl:
+    """Return kubectl for the namespace and the context. Raises Refusal."""
+    program = shutil.which(options.kubectl)
+    if not program:
+        raise Refusal(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
+    options.kubectl = program
+    return Kubectl(program, options.context, find_namespace(options))
 
 
 def find_namespace(options: argparse.Namespace) -> str:
@@ -2186,7 +2238,7 @@ def find_namespace(options: argparse.Namespace) -> str:
     return namespace
 
 
-def check(kubectl: Kubectl, template: Template, tls_files: dict[str, str]) -> int:
+def check(options: argparse.Namespace) -> int:
     """Try all that the server needs, and print a line for each with what to do; return 0 if nothing is wrong, otherwise 1."""
     wrong = 0
 
@@ -2195,57 +2247,90 @@ def check(kubectl: Kubectl, template: Template, tls_files: dict[str, str]) -> in
         wrong += bool(problem)
         print(f"WRONG  {what}: {problem}" if problem else f"ok     {what}", flush=True)
 
+    def prepare(function: Callable[[argparse.Namespace], Any]) -> Any:
+        try:
+            return function(options)
+        except Refusal as refusal:
+            say("start", str(refusal))
+            return None
+
     def ask(*arguments: str, stdin: bytes = b"") -> str:
         return b"".join(kubectl(*arguments, stdin=stdin)).decode().strip()
 
-    def attempt(what: str, remedy: str, *arguments: str, stdin: bytes = b"") -> str:
+    def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "") -> str:
         try:
             answer = ask(*arguments, stdin=stdin)
         except KubectlError as error:
-            say(what, f"{next(iter(error.words.splitlines()), error.message)}; {remedy}")
+            words = next(iter(error.words.splitlines()), error.message)
+            say(what, f"{words}; {remedy or error.message.rpartition(': ')[2]}")
             return ""
         say(what)
         return answer
 
-    tls = load_tls(tls_files)
-    for name, expiry in tls.expiries.items():
-        days = int((expiry - time.time()) // 86400)
-        say(f"{tls_files[name]} ends in {days} days", "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
-    try:
-        names = ", ".join(name for _, name in presented(tls, tls_files["ca_crt"]).get("subjectAltName", ()))
-        say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
-    except ssl.SSLError as error:
-        say(tls_files["server_crt"], f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
-    version = attempt("kubectl runs, and the cluster answers", "see that kubectl get pods works, or name the --context",
-                      "get", "--raw", "/version")
+    tls_files = find_tls_files(options)
+    if tls := prepare(lambda _: load_tls(tls_files)):
+        for name, expiry in tls.expiries.items():
+            days = int((expiry - time.time()) // 86400)
+            say(f"{tls_files[name]} ends in {days} days", "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
+        try:
+            names = ", ".join(name for _, name in presented(tls, tls_files["ca_crt"]).get("subjectAltName", ()))
+            say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
+        except ssl.SSLError as error:
+            say(tls_files["server_crt"], f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
+    template: Template | None = prepare(find_template)
+    kubectl: Kubectl = prepare(find_kubectl)
+    if not kubectl:
+        return 1
+    if version := attempt("kubectl runs", "version", "--client", "-o", "json"):
+        client = json.loads(version)["clientVersion"]
+        old = (int(client["major"]), int(re.sub(r"\D.*", "", client["minor"]))) < OLDEST_KUBECTL
+        say(f"kubectl is {client['gitVersion']}", "install 1.20 or later" if old else "")
+    version = attempt("the cluster answers", "get", "--raw", "/version", remedy="see that kubectl get pods works, or name the --context")
     if not version:
         return 1
     say(f"the cluster is Kubernetes {json.loads(version)['gitVersion']}")
-    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if "PersistentVolumeClaim" in template.kinds else {})}.items():
+    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if template and "PersistentVolumeClaim" in template.kinds else {})}.items():
         for verb in verbs:
-            granted = ""
-            with contextlib.suppress(KubectlError):  # "no" is a failure to kubectl.
-                granted = ask("auth", "can-i", verb, kind)
-            say(f"right to {verb} {kind}", "" if granted == "yes" else "grant it, as k8s_templates/playground.yaml does")
-    made = attempt(f"namespace {kubectl.namespace} takes the objects of {template.path}", "create the namespace, or correct the template",
-                   "create", "-f", "-", "--dry-run=server", "--validate=true", "-o", "jsonpath={.metadata.creationTimestamp} ",
-                   stdin=listed(template.fill({**EXAMPLE, "now": rfc3339(0)})))
+            problem = ""
+            try:
+                ask("auth", "can-i", verb, kind)
+            except KubectlError as error:  # To say no is a failure to kubectl.
+                problem = "grant it, as k8s_templates/playground.yaml does" if error.reason == "failed" else error.message
+            say(f"right to {verb} {kind}", problem)
+    made = template and attempt(
+        f"namespace {kubectl.namespace} takes the objects of {template.path}",
+        "create", "-f", "-", "--dry-run=server", "--validate=true", "-o", "jsonpath={.metadata.creationTimestamp} ",
+        stdin=listed(template.fill({**EXAMPLE, "now": rfc3339(0)})))
     if made:
         off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], RFC_3339)))
         say("clock", "" if off < 60 else f"it is {off:.0f} s off the cluster's; let NTP set it")
+    else:
+        print("-      clock: not looked at, since the cluster took nothing that would tell its own")
     for what, kind in (("quota", "resourcequotas"), ("sample data", f"configmaps/{SAMPLE_DATA}")):
         try:
             found = json.loads(ask("get", kind, "--ignore-not-found", "-o", "json") or "{}")
         except KubectlError as error:
             print(f"-      {what}: not looked at, which needs the right to get and list {kind.partition('/')[0]} ({error.reason})")
             continue
-        used = [f"{name} {item['status']['used'].get(name, 0)} of {hard}" for item in found.get("items", ())
-                for name, hard in item.get("status", {}).get("hard", {}).items()]
-        if what == "quota":
-            say(f"quota used: {', '.join(used)}" if used else "quota: none")
-        else:
-            say("sample data is there" if found else "sample data: none; databases start empty until playground.yaml is applied")
+        if what == "sample data" and not found:
+            print("-      sample data: none, so databases start empty; for the tutorials' tables apply the ConfigMap of playground.yaml")
+        elif what == "sample data":
+            say("sample data is there")
+        for item in found.get("items", ()):
+            limits, used = item["status"].get("hard", {}), item["status"].get("used", {})
+            full = [name for name, hard in limits.items() if quantity(used.get(name, "0")) >= quantity(hard)]
+            say(f"quota {item['metadata']['name']}: " + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
+                f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
+        if what == "quota" and not found.get("items"):
+            say("quota: none")
     return 1 if wrong else 0
+
+
+def quantity(text: str) -> float:
+    """Return the number that a quantity stands for (Kubernetes API, "Quantity")."""
+    number, suffix = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    scale = 1024 if suffix.endswith("i") else 1000
+    return float(number) * float(scale) ** ("num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0)
 
 
 def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
@@ -2271,29 +2356,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Start, serve and end as the options say; return the exit status. Raises Refusal."""
-    path = os.path.join(options.templates, options.db_template)
-    with blaming(f"the template {path} cannot be used", "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
-        template = Template(path)
-    tls_files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
+    if options.check:
+        return check(options)
+    template, tls_files = find_template(options), find_tls_files(options)
     load_tls(tls_files)
-    program = shutil.which(options.kubectl)
-    if not program:
-        raise Refusal(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
-    options.kubectl = program
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))
-    kubectl = Kubectl(options.kubectl, options.context, find_namespace(options))
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s level=%(levelname)s %(message)s",
+    kubectl = find_kubectl(options)
+    if options.ready_file:
+        with blaming(f"--ready_file {options.ready_file} cannot be made", "name a file in a folder that this server may write"):
+            open(options.ready_file, "w", encoding="utf-8").close()
+            os.remove(options.ready_file)  # A server before this one may have left it.
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="time=%(asctime)s level=%(levelname)s event=%(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%SZ")
     logging.Formatter.converter = time.gmtime
-    if options.check:
-        log.setLevel(logging.CRITICAL)
-        return check(kubectl, template, tls_files)
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:
-        server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client)
+        server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client, options.ready_file)
     except (OSError, OverflowError) as error:
         raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
                       "name an address of this machine and a free port") from error
@@ -2309,7 +2390,7 @@ def run(options: argparse.Namespace) -> int:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
                     crl=options.crl or "none", certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
-                    context=options.context or "current", namespace=kubectl.namespace, template=path,
+                    context=options.context or "current", namespace=kubectl.namespace, template=template.path,
                     idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
     while os.read(signalled, 1) == bytes([signal.SIGHUP]):
         server.reload()

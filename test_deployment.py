@@ -48,9 +48,19 @@ def read(*names: str) -> str:
         return file.read()
 
 
+class Unique(yaml.SafeLoader):
+    """YAML as version 1.2 of its specification has it (section 3.2.1.1): the keys of a mapping differ."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) != len(keys):
+            raise yaml.YAMLError(f"a key comes twice in the mapping that begins{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def applied_once() -> dict[str, Any]:
     """Return the objects of playground.yaml by kind; of several of a kind, by kind/name."""
-    objects = list(yaml.safe_load_all(read(TEMPLATES, "playground.yaml")))
+    objects = list(yaml.load_all(read(TEMPLATES, "playground.yaml"), Unique))
     kinds = [item["kind"] for item in objects]
     return {item["kind"] if kinds.count(item["kind"]) == 1 else f"{item['kind']}/{item['metadata']['name']}": item for item in objects}
 
@@ -65,6 +75,8 @@ def moved(item: dict[str, Any], namespace: str) -> dict[str, Any]:
 def databases() -> dict[str, list[dict[str, Any]]]:
     """Return the objects that each template of a database makes, by its file's name."""
     names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
+    for name in names:
+        list(yaml.load_all(read(TEMPLATES, name), Unique))
     values = {**playground.EXAMPLE, "now": playground.rfc3339(0)}
     return {name: playground.Template(os.path.join(TEMPLATES, name)).fill(values) for name in names}
 
@@ -277,7 +289,7 @@ def as_deployed(folder: str) -> list[str]:
     container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     default = vars(playground.parse_arguments([]))
     options = [*(f"--{name}={default[name]}" for name in ("ca_crt", "server_key", "server_crt")), *container["args"]]
-    return [option.replace("=key_store/", f"={folder}/") for option in options]
+    return [option.replace("=key_store/", f"={folder}/").replace("=/tmp/ready", f"={folder}-ready") for option in options]
 
 
 class Pods(unittest.TestCase):
@@ -293,6 +305,21 @@ class Pods(unittest.TestCase):
             with self.assertRaises(subprocess.CalledProcessError):
                 server.call("bob", "status")
             self.assertEqual(server.call("alice", "status")[0], 200)
+
+    def test_readiness_probe_waits_until_the_cluster_is_known_and_no_longer(self) -> None:
+        container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+        options = as_deployed(test.path("key_store"))
+        (ready,) = [option.partition("=")[2] for option in options if option.startswith("--ready_file=")]
+        self.assertEqual(container["readinessProbe"]["exec"]["command"], ["test", "-e", "/tmp/ready"])
+        with open(ready, "w", encoding="utf-8"):
+            pass  # As a server before this one left it.
+        with test.Running(*options, kubeconfig=test.path("dead.kubeconfig")) as server:
+            test.eventually(lambda: "does not answer" in server.call("alice", "status")[1]["cluster"], "the server has tried")
+            time.sleep(2 * playground.RELOAD_SECONDS)
+            self.assertFalse(os.path.exists(ready))
+        if test.KUBECONFIG:
+            with test.Running(*options):
+                test.eventually(lambda: os.path.exists(ready), "the probe passes")
 
     def test_liveness_probe_fails_once_the_server_does_not_shake_hands(self) -> None:
         container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
@@ -436,7 +463,7 @@ class InTheCluster(unittest.TestCase):
                                                         kubeconfig=account).known() as hopeless:
             refusal = pool.submit(hopeless.call, "alice", "create_db", "refused")
             with test.Running(*options, *persistent, kubeconfig=account).known() as server:
-                for user in ("alice", "carol"):
+                for user in ("carol", "alice"):  # She beats in time.
                     self.assertEqual(server.call("alice", "create_db", user)[0], 200)
                 before = test.kubectl("get", "statefulset", "mysql-alice", "-o", BEAT)
                 time.sleep(1)  # It is written down in seconds.
@@ -541,6 +568,7 @@ class Documents(unittest.TestCase):
             for block in BLOCK.finditer(read(document)):
                 self.assertIn(block["language"], ("console", "sh", "python", ""), document)
                 self.assertEqual("$ " in block["text"], block["language"] == "console", block["text"])
+                self.assertTrue(block["language"] or block["reason"], block["text"])
             self.assertEqual(len(re.findall(r"^```", read(document), re.M)), 2 * len(BLOCK.findall(read(document))), document)
 
     def test_links_lead_somewhere(self) -> None:
@@ -592,12 +620,12 @@ class Watching(unittest.TestCase):
         "PlaygroundGone": ({"up{}": "0x20"}, "10m"),
         "PlaygroundServerDown": ({"up{}": "0x20"}, "15m"),
         "PlaygroundClusterUnknown": ({"playground_cluster_synchronised{}": "0x20"}, "10m"),
-        "PlaygroundFails": ({'playground_requests_total{api="create_db",status="502"}': "0+1x20"}, "15m"),
+        "PlaygroundFails": ({'playground_requests_total{api="create_db",status="502"}': "0x10 10x10"}, "15m"),  # The first ones, at once.
         "PlaygroundNotReady": ({'playground_requests_total{api="create_db",status="503"}': "0+2x40",
                                 'playground_requests_total{api="create_db",status="200"}': "0+1x40"}, "35m"),
         "PlaygroundKubectlFails": ({'playground_kubectl_seconds_count{verb="create",outcome="timeout"}': "0+1x40"}, "30m"),
         "PlaygroundHeartBeatsNotWritten": ({"playground_last_beat_write_timestamp_seconds{}": "0x40"}, "20m"),
-        "PlaygroundSweepsMany": ({"playground_databases_swept_total{}": "0+2x60"}, "60m"),
+        "PlaygroundSweepsMany": ({"playground_databases_swept_total{}": "0x30 90x30"}, "60m"),
         "PlaygroundNearlyFull": ({'playground_databases{status="ready"}': "180x30",
                                   'playground_databases{status="starting"}': "5x30"}, "20m"),
         "PlaygroundCertificateEnds": ({'playground_certificate_expiry_timestamp_seconds{file="server_crt"}': "1000000x90"}, "80m"),
@@ -612,7 +640,7 @@ class Watching(unittest.TestCase):
         "playground_last_beat_write_timestamp_seconds{}": "0+60x90", "playground_databases_swept_total{}": "0x90",
         'playground_databases{status="ready"}': "100x90",
         'playground_certificate_expiry_timestamp_seconds{file="server_crt"}': "10000000x90",
-        'playground_handshakes_refused_total{reason="hung up"}': "0+600x90"}
+        'playground_handshakes_refused_total{reason="peer did not return a certificate"}': "0+1x90"}
 
     def promtool(self, *arguments: str, stdin: str = "") -> None:
         result = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True)
@@ -653,6 +681,8 @@ class Watching(unittest.TestCase):
         families = {family.name: family for family in text_string_to_metric_families(exposed)}
         self.assertEqual(families["playground_kubectl_seconds"].type, "histogram")
         self.assertEqual({family.type for family in families.values()}, {"counter", "gauge", "histogram"})
+        self.assertIn("playground_databases_swept_total 0\n", exposed)  # What grows from nothing would show no increase.
+        self.assertIn('playground_requests_total{api="create_db",status="500"} 0\n', exposed)
         for name in set(re.findall(r"\bplayground_\w+", read("docs/alerts.yml"))):
             self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
 

@@ -166,8 +166,8 @@ class Running:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder,
                                             env={**os.environ, "TMPDIR": path("tmp"), "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")})
         servers.add(self.process.pid)
-        self.wait_for(lambda: self.lines("start ") or self.process.poll() is not None, "the server starts")
-        started = self.lines("start ")
+        self.wait_for(lambda: self.lines("event=start ") or self.process.poll() is not None, "the server starts")
+        started = self.lines("event=start ")
         if not started:
             raise AssertionError(f"the server ended: {self.log()}")
         self.port = int(re.findall(r"port=(\d+)", started[0])[0])
@@ -198,7 +198,7 @@ class Running:
         return [line for line in self.log().splitlines() if text in line]
 
     def kubectls(self) -> int:
-        return len(self.lines(" kubectl verb="))
+        return len(self.lines("event=kubectl verb="))
 
     def known(self) -> Running:
         """Wait until the server knows the cluster."""
@@ -1087,7 +1087,7 @@ class Fortress(unittest.TestCase):
             list_for(6)
             eventually(lambda: admitted("alice"), "the new list revokes nobody")
             eventually(lambda: not admitted("alice") and not admitted("bob"), "it has ended, and nobody gets in")
-            eventually(lambda: server.lines(f"level=ERROR tls file={crl}"), "the log says so")
+            eventually(lambda: server.lines(f"level=ERROR event=tls file={crl}"), "the log says so")
             os.replace(good, crl)
             eventually(lambda: admitted("bob"), "a good one is taken up")
 
@@ -1615,7 +1615,7 @@ class Lifecycle(unittest.TestCase):
                 kubectl("annotate", "statefulset", "mysql-garbled", "--overwrite", f"{playground.LAST_BEAT}=about noon {number}")
                 time.sleep(1)
             self.assertEqual(len(objects_of("garbled")), 3)
-            self.assertTrue(server.lines('level=WARNING heart_beat user=garbled client=alice last_beat="about noon 0"'))
+            self.assertTrue(server.lines('level=WARNING event=heart_beat user=garbled client=alice last_beat="about noon 0"'))
             [entry] = [entry for entry in server.call("alice", "list_db")[1]["databases"] if entry["user_id"] == "garbled"]
             self.assertRegex(entry["last_heart_beat"], r"^20..-..-..T..:..:..Z$")
             eventually(lambda: not objects_of("garbled"), "it is swept in the end")
@@ -1697,6 +1697,8 @@ class Lifecycle(unittest.TestCase):
             eventually(lambda: len(kept()) == 2, "it is swept")
             self.assertEqual(kept(), ["secret/mysql-keeper", "persistentvolumeclaim/mysql-keeper"])
             self.assertEqual(server.call("bob", "create_db", "keeper")[0], 403)
+            listed = {"user_id": "keeper", "status": "kept", "last_heart_beat": None}
+            self.assertIn(listed, server.call("alice", "list_db")[1]["databases"])
         with Running(persistent).known() as server:
             self.assertEqual(server.call("alice", "create_db", "keeper")[1]["data_source"].split("@")[0], source.split("@")[0])
             kubectl("delete", "secret", "mysql-keeper")
@@ -1712,10 +1714,46 @@ class Lifecycle(unittest.TestCase):
             server.call("alice", "delete_db", "keeper")
             eventually(lambda: not kept(), "all of it is deleted")
 
+    def test_database_made_from_a_template_without_a_claim_stays_as_it_is_under_one_with_a_claim(self) -> None:
+        def objects() -> list[str]:
+            return kubectl("get", "statefulset,service,secret,persistentvolumeclaim", "-l", "playground.sqlflow.org/user=changed", "-o", "name").split()
+        with Running().known() as server:
+            source = server.call("alice", "create_db", "changed")[1]["data_source"]
+        with Running(*self.HASTY, "--db_template=mysql-persistent.yaml").known() as server:
+            self.assertEqual(server.call("alice", "create_db", "changed")[1]["data_source"], source)
+            self.assertEqual(len(objects()), 3)
+            eventually(lambda: not objects(), "it is swept as a whole")
+            self.assertEqual(server.call("alice", "create_db", "changed")[0], 200)
+            self.assertEqual(len(objects()), 4)
+            self.assertEqual(server.call("alice", "delete_db", "changed")[0], 200)
+
 
 @unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
 class Troubles(unittest.TestCase):
     """What the cluster refuses or fails to do."""
+
+    def test_check_names_a_quota_that_is_used_up_and_files_that_lack(self) -> None:
+        kubectl("create", "quota", "full", "--hard=count/configmaps=0,count/secrets=999")
+        self.addCleanup(kubectl, "delete", "quota", "full")
+        eventually(lambda: "999" in kubectl("get", "quota", "full", "-o", "jsonpath={.status.hard}"), "the quota counts")
+
+        def check(**options: str) -> tuple[int, str]:
+            store = path("key_store")
+            files = {"ca_crt": f"{store}/ca/ca.crt", "server_key": f"{store}/server/server.key", "server_crt": f"{store}/server/server.crt", **options}
+            result = subprocess.run([sys.executable, os.path.join(HERE, "playground.py"), "--check", f"--namespace={namespace}",
+                                     f"--kubectl={KUBECTL}", *(f"--{name}={value}" for name, value in files.items())],
+                                    capture_output=True, text=True, env={**os.environ, "KUBECONFIG": KUBECONFIG})
+            self.assertEqual(result.stderr, "")
+            return result.returncode, result.stdout
+        code, said = check()
+        self.assertEqual((code, re.findall("^WRONG .*", said, re.M)), (1, [
+            "WRONG  quota full: " + re.search("count/configmaps .*, count/secrets .* of 999", said)[0]  # type: ignore[index]
+            + ": nothing is left of count/configmaps; raise it, or delete databases"]))
+        code, said = check(crl="/lost.crl", db_template="lost.yaml")
+        wrong = re.findall("^WRONG  start: (.*)", said, re.M)
+        self.assertEqual((code, [line.partition(" cannot be ")[0] for line in wrong]),
+                         (1, ["--crl /lost.crl", f"the template {os.path.join(HERE, 'k8s_templates/lost.yaml')}"]))
+        self.assertIn("ok     right to list events", said)  # All the rest is tried all the same.
 
     def test_pod_that_never_gets_ready_is_503_with_the_reason_in_time(self) -> None:
         def never_ready(item: Any) -> None:
