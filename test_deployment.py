@@ -456,12 +456,20 @@ class InTheCluster(unittest.TestCase):
 
         def refused(item: Any) -> None:  # By the LimitRange, which shows as an event only.
             item["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] = "100Gi"
+
+        def refused_by(server: test.Running) -> str:
+            answer = {"error": ""}
+            for _ in range(3):  # On a busy machine a kubectl that is recorded may not find out in time why it is not ready.
+                if "refuses" not in answer["error"]:
+                    status, answer, _ = server.call("alice", "create_db", "refused")
+                    self.assertEqual(status, 503)
+            return answer["error"]
         options = [f"--namespace={test.namespace}", recorder]
         persistent = ["--db_template=mysql-persistent.yaml", "--sweep_interval=0.5", "--idle_timeout=5"]
         account = self.kubeconfig()
         with ThreadPoolExecutor() as pool, test.Running(*options, *test.template("refused.yaml", StatefulSet=refused),
                                                         kubeconfig=account).known() as hopeless:
-            refusal = pool.submit(hopeless.call, "alice", "create_db", "refused")
+            refusal = pool.submit(refused_by, hopeless)
             with test.Running(*options, *persistent, kubeconfig=account).known() as server:
                 for user in ("carol", "alice"):  # She beats in time.
                     self.assertEqual(server.call("alice", "create_db", user)[0], 200)
@@ -471,8 +479,7 @@ class InTheCluster(unittest.TestCase):
                 test.eventually(lambda: test.kubectl("get", "statefulset", "mysql-alice", "-o", BEAT) > before, "the beat is written down")
                 self.assertEqual(server.call("alice", "delete_db", "alice")[0], 200)
                 test.eventually(lambda: server.lines("sweep user=carol"), "who is not heard of is swept")
-                status, answer, _ = refusal.result()
-                self.assertEqual((status, "refuses the database's pod" in answer["error"]), (503, True), answer)
+                self.assertIn("refuses the database's pod", refusal.result())
                 logs = server.log() + hopeless.log()
         self.assertNotIn("outcome=forbidden", logs)
         check = subprocess.run(
