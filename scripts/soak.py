@@ -261,7 +261,7 @@ class Soak:
             if "Traceback" in line or "level=" not in line:
                 self.wrong(f"a log says: {line}")
             for what in ("sweep user=", "repair user=", "kubectl verb="):
-                self.counts[f"lines of the logs: {what}"] += f" {what}" in line
+                self.counts[f"lines of the logs: {what}"] += f" event={what}" in line
 
 
 class User(threading.Thread):
