@@ -937,8 +937,9 @@ class Fortress(unittest.TestCase):
             self.assertTrue(self.is_answered(newest))
             left = [connection for connection in connections if self.is_answered(connection)]
             self.assertEqual(len(left), 2)  # One that was idle made room.
-            for connection in (*left, newest):  # Busy ones: a refused heart beat is held back.
-                connection.sendall(b"GET /api/heart_beat HTTP/1.1\r\nHost: x\r\n\r\n")
+            for connection in (*left, newest):  # Busy ones, for HEAD_SECONDS.
+                connection.sendall(b"GET /api/status HTTP/1.1\r\n")
+            time.sleep(1)  # The server has read that.
             with server.connect() as refused:
                 refused.sendall(self.STATUS)
                 answer = receive_all(refused)
