@@ -11,16 +11,17 @@ is known to hold; templates; kubectl; the command line. Who waits for whom:
 
     thread                waits for                     bounded by
     accept loop           nothing but accept()
-    one a handshake       its client                    HANDSHAKE_SECONDS
-    leader                any client's next request     IDLE_SECONDS for each connection
+    leaders of strangers  any handshake's next bytes    HANDSHAKE_SECONDS for each connection
+    leader of clients     any client's next request     IDLE_SECONDS for each connection
     one a slow request    its client                    HEAD_, BODY_, ANSWER_SECONDS
                           its user's database           CREATE_SECONDS, whatever the cluster does
     watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
     group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
 
-The leader answers by itself what can be answered at once; before it has to wait for anything else it has
-another thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a
-request is a slow one from the moment when it calls `step_aside`, and one thread answers all the others.
+A leader does by itself what can be done at once; before it has to wait for anything else it has another
+thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a request is
+a slow one from the moment when it calls `step_aside`, and one thread answers all the others. Strangers have
+leaders of their own: a handshake waits for nobody, but takes as long as several requests.
 
 Kubernetes is the only store. What is in memory comes from three watches and may be lost at any time.
 """
@@ -85,8 +86,8 @@ MAX_BODY_BYTES = 16 * 1024
 MAX_USER_ID_CHARACTERS = 64
 
 # The whole TLS handshake, the whole request head from its first byte, the whole body, the whole
-# answer: the connection ends beyond each (after a 408 where one can be heard). A slow mobile link
-# needs 2 s; whoever sends a byte a second gets no more than these.
+# answer: the connection ends beyond each (after a 408 where one can be heard), that of a handshake up to a
+# second later. A slow mobile link needs 2 s; whoever sends a byte a second gets no more than these.
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 10.0
@@ -103,6 +104,9 @@ DRAIN_BYTES = 1024 * 1024
 # by itself has 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is
 # not touched at all while any address holds more. It does not bound the rate of handshakes.
 MAX_HANDSHAKES = 256
+# Handshakes computed at once; the others wait for their turn. OpenSSL computes beside Python, so two are half
+# again as fast as one where there are two cores; more of them would only take the clients' turn.
+HANDSHAKE_LEADERS = 2
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
 # new one gets a 503. Five for each of a class of 200. Each takes some 60 KB, and a thread while a request is
 # slow, of 100 KB.
@@ -416,6 +420,7 @@ class Peer(NamedTuple):
     name: str  # A client's common name; before there is a certificate, the address.
     serial: int
     generation: int
+    since: float  # By time.monotonic.
 
 
 class Refusals:
@@ -478,19 +483,62 @@ class Threads:
                 job = self.jobs.get()  # It has been promised.
 
 
-class Leading(threading.local):
-    """What the current thread has to hand over before it waits."""
+class Leader:
+    """Serves those of its connections that have sent something, one after the other; one thread leads at a time."""
 
-    connection: Connection | None = None  # Whom it serves as the leader.
+    def __init__(self, threads: Threads) -> None:
+        self.threads = threads
+        self.selector = selectors.DefaultSelector()
+
+    def add(self, connection: Connection) -> None:
+        """Wait for a connection's next bytes. Whoever leads may serve it before this returns."""
+        connection.leader = self
+        self.selector.register(connection.request, selectors.EVENT_READ, connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Leave a connection to the current thread."""
+        self.selector.unregister(connection.request)
+        connection.leader = None
+
+    def lead(self) -> None:
+        """Serve whoever sends something until another thread leads."""
+        current.leader = self
+        while True:
+            for key, _ in self.selector.select():
+                current.connection = key.data
+                try:
+                    key.data.serve()
+                except Exception:  # Somebody has to lead, whatever happens.
+                    log.error(logfmt("lead", error=traceback.format_exc()))
+                if not current.leader:
+                    return  # The next one sees what else has come.
+
+    def hand_over(self, connection: Connection) -> None:
+        """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
+        self.remove(connection)
+        try:
+            self.threads.start(self.lead)
+        except RuntimeError as error:
+            self.add(connection)
+            log.error(logfmt("lead", error=error))
+            raise unavailable("this server is out of threads: ask again later") from error
+        current.leader = None
 
 
-leading = Leading()
+class Current(threading.local):
+    """What the current thread is doing."""
+
+    leader: Leader | None = None  # As whom it leads.
+    connection: Connection  # Whom it serves meanwhile.
+
+
+current = Current()
 
 
 def step_aside() -> None:
     """Have another thread lead, if this one does. To be called before anything is waited for. Raises ApiError 503."""
-    if connection := leading.connection:
-        connection.server.hand_over(connection)
+    if current.leader:
+        current.leader.hand_over(current.connection)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -510,8 +558,10 @@ class Server(http.server.ThreadingHTTPServer):
         # How often it has changed who is let in. A connection of an older generation may be anybody's.
         self.generation = 0
         self.refusals = Refusals()
-        self.threads = Threads()
-        self.selector = selectors.DefaultSelector()
+        threads = Threads()
+        self.leaders = [Leader(threads) for _ in range(1 + HANDSHAKE_LEADERS)]
+        self.requests, *handshakes = self.leaders
+        self.handshakes = itertools.cycle(handshakes)
         self.lock = threading.Lock()
         # Each in the order of arrival, so that the first is the oldest.
         self.strangers: dict[socket.socket, Peer] = {}
@@ -526,7 +576,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept one connection and prepare TLS on it, without a byte read or written."""
+        """Accept one connection, without a byte read or written."""
         try:
             connection, address = self.socket.accept()
         except OSError as error:
@@ -535,46 +585,23 @@ class Server(http.server.ThreadingHTTPServer):
             raise
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            with self.lock:
-                context, peer = self.tls.context, Peer(address[0], 0, self.generation)
-            request = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError) as error:
+            connection.setblocking(False)
+        except OSError:
             connection.close()
             self.refusals.add(address[0], "hung up")
-            raise OSError("gone before its handshake") from error
+            raise
         with self.lock:
             if len(self.strangers) >= MAX_HANDSHAKES:
                 crowded = collections.Counter(stranger.name for stranger in self.strangers.values()).most_common(1)[0][0]
                 oldest = next(connection for connection, stranger in self.strangers.items() if stranger.name == crowded)
                 del self.strangers[oldest]
                 hang_up(oldest)
-            self.strangers[request] = peer
-        return request, address
+            self.strangers[connection] = Peer(address[0], 0, self.generation, time.monotonic())
+        return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Have the rest done by a thread: the accept loop waits for nobody."""
-        self.threads.start(Connection(request, client_address, self).serve)
-
-    def lead(self) -> None:
-        """Serve whoever sends something, one after the other, until another thread leads."""
-        while True:
-            for key, _ in self.selector.select():
-                leading.connection = key.data
-                key.data.serve()
-                if not leading.connection:
-                    return  # The next leader sees what else has come.
-                leading.connection = None
-
-    def hand_over(self, connection: Connection) -> None:
-        """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
-        self.selector.unregister(connection.request)
-        try:
-            self.threads.start(self.lead)
-        except RuntimeError as error:
-            self.selector.register(connection.request, selectors.EVENT_READ, connection)
-            log.error(logfmt("connection", error=error))
-            raise unavailable("this server is out of threads: ask again later") from error
-        leading.connection = None
+        """Leave the rest to a leader: the accept loop waits for nobody."""
+        next(self.handshakes).add(Connection(request, client_address, self))
 
     def welcome(self, connection: socket.socket, name: str, certificate: dict[str, Any]) -> bool:
         """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
@@ -607,14 +634,16 @@ class Server(http.server.ThreadingHTTPServer):
             return connection in self.clients
 
     def rest(self, connection: Connection) -> None:
-        """Leave a connection to the leader until its next request; it may be hung up on without loss."""
+        """Leave a connection to the clients' leader until its next request; it may be hung up on without loss."""
         with self.lock:
             if self.ending(connection.request):
                 hang_up(connection.request)  # The leader then reads an end of file.
             else:
-                self.idle[connection.request] = time.monotonic()
-        if leading.connection is not connection:  # Otherwise it still is.
-            self.selector.register(connection.request, selectors.EVENT_READ, connection)
+                self.idle.setdefault(connection.request, time.monotonic())  # Part of a record does not start it anew.
+        if connection.leader is not self.requests:  # Otherwise it still waits for it.
+            if connection.leader:
+                connection.leader.remove(connection)
+            self.requests.add(connection)
 
     def ending(self, connection: socket.socket) -> bool:
         """Tell whether a connection is to end with its answer."""
@@ -622,15 +651,10 @@ class Server(http.server.ThreadingHTTPServer):
         return self.stopping or not peer or peer.generation != self.generation
 
     def shutdown_request(self, request: Any) -> None:
-        """Forget a connection and close it, with TLS's own good-bye if it listens."""
+        """Forget a connection and close it."""
         with self.lock:
             for table in (self.strangers, self.clients, self.idle):
                 table.pop(request, None)
-        with contextlib.suppress(KeyError, ValueError):
-            self.selector.unregister(request)
-        with contextlib.suppress(OSError, ValueError):
-            request.settimeout(0)
-            request.unwrap()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -672,7 +696,7 @@ class Server(http.server.ThreadingHTTPServer):
                 before = now
                 self.warn_of_ends(warned)
                 self.refusals.flush()
-                self.end_idle()
+                self.end_overdue()
                 if self.ready_file and self.cluster.status() == "ok":
                     open(self.ready_file, "w", encoding="utf-8").close()
                     self.ready_file = ""
@@ -689,10 +713,12 @@ class Server(http.server.ThreadingHTTPServer):
                 log.log(logging.ERROR if ended else logging.WARNING, logfmt(
                     "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
 
-    def end_idle(self) -> None:
-        """Hang up on connections that have rested for IDLE_SECONDS."""
+    def end_overdue(self) -> None:
+        """Hang up on connections whose handshake has taken HANDSHAKE_SECONDS, or that have rested for IDLE_SECONDS."""
+        now = time.monotonic()
         with self.lock:
-            for connection in itertools.takewhile(lambda one: self.idle[one] < time.monotonic() - IDLE_SECONDS, self.idle):
+            for connection in (*itertools.takewhile(lambda one: self.strangers[one].since < now - HANDSHAKE_SECONDS, self.strangers),
+                               *itertools.takewhile(lambda one: self.idle[one] < now - IDLE_SECONDS, self.idle)):
                 hang_up(connection)
 
     def stamps(self) -> list[tuple[int, ...]]:
@@ -717,11 +743,10 @@ class Server(http.server.ThreadingHTTPServer):
 def hang_up(connection: socket.socket) -> None:
     """End a connection that another thread is using, which then reads an end of file.
 
-    Closing it here would free its descriptor's number under that thread's feet, and SSLSocket.shutdown
-    would take the TLS away from under it.
+    Closing it here would free its descriptor's number under that thread's feet.
     """
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 # ---- HTTP: RFC 9112, strictly ------------------------------------------------------------------------
@@ -804,66 +829,84 @@ def why_refused(error: Exception) -> str:
         return error.verify_message
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and error.reason:
         return error.reason.replace("_", " ").lower()
-    if isinstance(error, OSError):
-        return "timed out" if isinstance(error, socket.timeout) else "hung up"
-    return str(error)
+    return "hung up" if isinstance(error, OSError) else str(error)
 
 
-# What one record of TLS holds at most (RFC 8446, section 5.1). Read whole, it leaves nothing with OpenSSL, of which the
-# selector would not know.
+# What one record of TLS holds at most (RFC 8446, section 5.1).
 MAX_RECORD_BYTES = 2 ** 14
-WOULD_BLOCK = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connection:
-    """One client's connection. It has a thread for the handshake and, if need be, for a request."""
+    """One client's connection, or a stranger's until the handshake is done.
 
-    def __init__(self, request: ssl.SSLSocket, address: Any, server: Server) -> None:
+    TLS works in memory, so that what goes over the network is one read and one write for all that there is.
+    """
+
+    def __init__(self, request: socket.socket, address: Any, server: Server) -> None:
         self.request, self.address, self.server = request, address, server
+        self.since = time.monotonic()
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.client = ""  # Before the handshake.
         self.buffer = b""
+        self.leader: Leader | None = None  # Who waits for its next bytes.
 
     def serve(self) -> None:
-        """Do what there is to do until the client's next request, or the end."""
+        """Do what there is to do until the client's next bytes, or the end."""
+        stays = False
         try:
-            if (self.client or self.shake_hands()) and self.answer_all():
-                self.server.rest(self)
-                return
+            stays = self.answer_all() if self.client else self.shake_hands()
+            if not stays:
+                self.say_good_bye()
         except OSError:
             pass  # A client that hangs up or is slow is nothing to report.
         except Exception:
             self.server.handle_error(self.request, self.address)
-        self.server.shutdown_request(self.request)
+        if not stays:
+            if self.leader:
+                self.leader.remove(self)
+            self.server.shutdown_request(self.request)
 
     def shake_hands(self) -> bool:
-        """Learn from the handshake who the client is; return False if it is nobody we know, or there is no room."""
+        """Go on with the handshake, and learn from it who the client is; return False if it is nobody we know, or there is no room."""
         try:
-            self.request.settimeout(HANDSHAKE_SECONDS)  # OpenSSL's do_handshake counts it over all its reads.
-            self.request.do_handshake()
-            self.request.settimeout(0)
-            certificate = self.request.getpeercert() or {}
+            if not self.take_in():
+                raise ConnectionError("ended inside the handshake")
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                return True
+            certificate = self.tls.getpeercert() or {}
             client = common_name(certificate)
             room = self.server.welcome(self.request, client, certificate)
+        except BlockingIOError:
+            return True
         except (OSError, ValueError) as error:
-            self.server.refusals.add(self.address[0], why_refused(error))
+            timed_out = time.monotonic() > self.since + HANDSHAKE_SECONDS
+            self.server.refusals.add(self.address[0], "timed out" if timed_out else why_refused(error))
             return False
         self.client = client
         if not room:
             self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
             self.drain()
-        return room
+            return False
+        return self.answer_all()  # A first request may have come with the handshake's end.
 
     def answer_all(self) -> bool:
         """Answer the requests that have come; return whether others may follow."""
         try:
-            self.buffer = self.request.recv(MAX_RECORD_BYTES)
-        except WOULD_BLOCK:
-            return True
-        if not self.buffer or not self.server.wake(self.request):
-            return False
-        while self.buffer:
-            if not self.answer_one():
+            if not self.pull() or not self.server.wake(self.request):
                 return False
+            while self.buffer:
+                if not self.answer_one():
+                    return False
+                if not self.buffer and self.incoming.pending and not self.pull():
+                    return False
+        except BlockingIOError:
+            pass  # The rest is not here yet.
+        self.flush()
+        self.server.rest(self)
         return True
 
     def answer_one(self) -> bool:
@@ -903,32 +946,55 @@ class Connection:
             self.drain()
         return not close
 
-    def wait(self, error: OSError, deadline: float) -> None:
-        """Wait until what would have blocked does not. Raises socket.timeout at the deadline."""
+    def take_in(self) -> bool:
+        """Read what has come from the network; return False at its end. Raises BlockingIOError if nothing has."""
+        data = self.request.recv(MAX_RECORD_BYTES)
+        self.incoming.write(data)
+        return bool(data)
+
+    def pull(self) -> bool:
+        """Add the next record to the buffer; return False if the client has ended. Raises BlockingIOError if it has not come."""
+        while True:
+            if not self.incoming.pending and not self.take_in():
+                return False
+            try:
+                data = self.tls.read(MAX_RECORD_BYTES)
+            except ssl.SSLWantReadError:
+                continue
+            self.buffer += data
+            return bool(data)
+
+    def wait(self, event: int, deadline: float) -> None:
+        """Wait until the network takes or gives something. Raises socket.timeout at the deadline."""
         step_aside()
         poll, remaining = select.poll(), deadline - time.monotonic()
-        poll.register(self.request, select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT)
+        poll.register(self.request, event)
         if remaining <= 0 or not poll.poll(remaining * 1000):
             raise socket.timeout()
 
     def receive(self, deadline: float) -> bool:
-        """Add what has come to the buffer, or return False at its end. Raises socket.timeout at the deadline."""
+        """Wait for the next record; return False if the client has ended. Raises socket.timeout at the deadline."""
         while True:
             try:
-                data = self.request.recv(MAX_RECORD_BYTES)
-                self.buffer += data
-                return bool(data)
-            except WOULD_BLOCK as error:
-                self.wait(error, deadline)
+                return self.pull()
+            except BlockingIOError:
+                self.flush()
+                self.wait(select.POLLIN, deadline)
 
-    def transmit(self, content: bytes) -> None:
-        """Send all of it. Raises OSError if the client does not take it in ANSWER_SECONDS."""
-        data, deadline = memoryview(content), time.monotonic() + ANSWER_SECONDS
+    def flush(self) -> None:
+        """Send what TLS has to say. Raises OSError if the client does not take it in ANSWER_SECONDS."""
+        data, deadline = memoryview(self.outgoing.read()), time.monotonic() + ANSWER_SECONDS
         while data:
             try:
                 data = data[self.request.send(data):]
-            except WOULD_BLOCK as error:
-                self.wait(error, deadline)
+            except BlockingIOError:
+                self.wait(select.POLLOUT, deadline)
+
+    def say_good_bye(self) -> None:
+        """Send what is left, and TLS's own end. Raises OSError if the client does not take it in ANSWER_SECONDS."""
+        with contextlib.suppress(OSError):
+            self.tls.unwrap()  # The client's own may come later, or never.
+        self.flush()
 
     def read_head(self, deadline: float) -> bytes:
         """Take a request's head out of the buffer, reading on until it is there or is beyond help; parse_head says why."""
@@ -950,7 +1016,8 @@ class Connection:
         """Take a request's body out of the buffer, reading on until it is there."""
         length = request.length or 0
         if length > len(self.buffer) and "expect" in request.headers:
-            self.transmit(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.tls.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.flush()
         deadline = time.monotonic() + BODY_SECONDS
         while len(self.buffer) < length:
             if not self.receive(deadline):
@@ -959,25 +1026,26 @@ class Connection:
         return body
 
     def send(self, status: int, answer: dict[str, Any] | str, headers: dict[str, str], close: bool, body: bool = True) -> None:
-        """Send an answer, head and body in one write. Raises OSError if the client does not take it in ANSWER_SECONDS."""
+        """Send an answer, the last one together with the good-bye. Raises OSError if the client does not take it in ANSWER_SECONDS."""
         text, kind = (answer, "text/plain; version=0.0.4; charset=utf-8") if isinstance(answer, str) else (
             json.dumps(answer) + "\n", "application/json")
         content = text.encode() if body else b""
         fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": kind, "Content-Length": str(len(content)),
                   "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers, **({"Connection": "close"} if close else {})}
         lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
-        self.transmit("\r\n".join([*lines, "", ""]).encode() + content)
+        self.tls.write("\r\n".join([*lines, "", ""]).encode() + content)
+        if not close:
+            self.flush()
 
     def drain(self) -> None:
         """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
         step_aside()
         deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
-        with contextlib.suppress(OSError):
-            self.request.unwrap()  # Says good-bye; the client's comes behind what it still sends.
-        socket.socket.shutdown(self.request, socket.SHUT_WR)
+        self.say_good_bye()
+        self.request.shutdown(socket.SHUT_WR)
         while left > 0 and (remaining := deadline - time.monotonic()) > 0:
             self.request.settimeout(remaining)
-            data = socket.socket.recv(self.request, MAX_BODY_BYTES)
+            data = self.request.recv(MAX_BODY_BYTES)
             if not data:
                 break
             left -= len(data)
@@ -2385,7 +2453,8 @@ def run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     cluster.start()
-    server.threads.start(server.lead)
+    for leader in server.leaders:
+        leader.threads.start(leader.lead)
     threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,

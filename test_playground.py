@@ -1448,7 +1448,7 @@ class Lifecycle(unittest.TestCase):
 
     def quiet(self, server: Running) -> None:
         for line in server.log().splitlines():
-            if " repair " not in line:  # Two that create for one user at once may say so.
+            if "event=repair " not in line:  # Two that create for one user at once may say so.
                 self.assertNotRegex(line, "level=(WARNING|ERROR)")
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -90,21 +91,20 @@ def escaped(text: bytes) -> bytes:
 
 
 class Pieces:
-    """A socket from which bytes come in pieces of given sizes, again and again, and then an end."""
+    """A connection's TLS, from which bytes come in pieces of given sizes, again and again, and then an end."""
+
+    pending = True  # Its incoming side as well, in which something is always left.
 
     def __init__(self, data: bytes, sizes: bytes) -> None:
         self.data, self.sizes = data, itertools.cycle(sizes or b"\xff")
 
-    def recv(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         """Return the next piece."""
         size = min(size, 1 + next(self.sizes))
         piece, self.data = self.data[:size], self.data[size:]
         return piece
 
-    def settimeout(self, seconds: float) -> None:
-        """Accept that a socket has deadlines."""
-
-    def sendall(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Swallow a 100 Continue."""
         assert data == b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -112,7 +112,8 @@ class Pieces:
 def read_all(data: bytes, sizes: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
     """Read requests from a connection until it ends; return their heads and bodies, and whether the last was refused."""
     connection = object.__new__(playground.Connection)
-    connection.request, connection.buffer = Pieces(data, sizes), b""  # type: ignore[assignment]
+    connection.tls = connection.incoming = Pieces(data, sizes)  # type: ignore[assignment]
+    connection.outgoing, connection.buffer = ssl.MemoryBIO(), b""
     read = []
     try:
         while True:
