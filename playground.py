@@ -36,8 +36,9 @@ import collections
 import contextlib
 import email.utils
 import errno
+import functools
 import hashlib
-import http
+import http.client
 import http.server
 import itertools
 import json
@@ -414,6 +415,10 @@ def common_name(certificate: dict[str, Any]) -> str:
     return str(names[0])
 
 
+# The same certificates come again and again, and reading a time takes as long as parsing a request.
+certificate_end = functools.lru_cache(MAX_CONNECTIONS)(ssl.cert_time_to_seconds)
+
+
 class Peer(NamedTuple):
     """Who is at the other end of a connection, and of which generation of the TLS files it is."""
 
@@ -613,7 +618,7 @@ class Server(http.server.ThreadingHTTPServer):
             if stranger.generation != self.generation:
                 raise ValueError("the CA or the revocation list changed meanwhile")
             # OpenSSL has checked these, but not again for a session that is resumed.
-            ends = min(ssl.cert_time_to_seconds(certificate["notAfter"]), self.tls.expiries.get("crl", float("inf")))
+            ends = min(certificate_end(certificate["notAfter"]), self.tls.expiries.get("crl", float("inf")))
             if serial in self.tls.revoked or ends < now:
                 raise ValueError("the certificate of the resumed session is no longer good")
             own = [client for client, peer in self.clients.items() if peer.name == name]
@@ -1030,10 +1035,11 @@ class Connection:
         text, kind = (answer, "text/plain; version=0.0.4; charset=utf-8") if isinstance(answer, str) else (
             json.dumps(answer) + "\n", "application/json")
         content = text.encode() if body else b""
-        fields = {"Date": email.utils.formatdate(usegmt=True), "Content-Type": kind, "Content-Length": str(len(content)),
-                  "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **headers, **({"Connection": "close"} if close else {})}
-        lines = [f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in fields.items())]
-        self.tls.write("\r\n".join([*lines, "", ""]).encode() + content)
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + ("Connection: close\r\n" if close else "")
+        head = (f"HTTP/1.1 {status} {http.client.responses[status]}\r\nDate: {email.utils.formatdate(usegmt=True)}\r\n"
+                f"Content-Type: {kind}\r\nContent-Length: {len(content)}\r\n"
+                f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{more}\r\n")
+        self.tls.write(head.encode() + content)
         if not close:
             self.flush()
 
@@ -2439,6 +2445,7 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="time=%(asctime)s level=%(levelname)s event=%(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%SZ")
     logging.Formatter.converter = time.gmtime
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # No line shows them.
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:

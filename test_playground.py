@@ -868,12 +868,46 @@ class Wire(unittest.TestCase):
         answers = self.server.raw(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n" + status + b"\r\n")
         self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"400"])
 
+    def test_requests_are_answered_however_records_carry_them(self) -> None:
+        request, answers = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n", b""
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = tls("alice").wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with socket.create_connection(("127.0.0.1", self.server.port), PATIENCE_SECONDS) as plain:
+            def until_done(action: Any) -> Any:
+                while True:
+                    try:
+                        return action()
+                    except ssl.SSLWantReadError:
+                        plain.sendall(outgoing.read())
+                        incoming.write(plain.recv(65536))
+            until_done(client.do_handshake)
+            for part in (request, request, request[:9], request[9:], request + request[:5], request[5:]):
+                client.write(part)
+            records = outgoing.read()
+            for start, end in ((0, 3), (3, -20), (-20, len(records))):  # Inside a record's head, and inside a record.
+                plain.sendall(records[start:end])
+                time.sleep(0.2)
+            while answers.count(b"HTTP/1.1 200") < 5:
+                answers += until_done(lambda: client.read(65536))
+
     def test_expecting_client_is_told_to_go_on(self) -> None:
         with self.server.connect() as connection:
             connection.sendall(b"POST /api/delete_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nExpect: 100-continue\r\n\r\n")
             self.assertEqual(connection.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
             connection.sendall(b'{"user_id": "a"}')
             self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 503"))
+
+    def test_handshake_of_a_byte_a_second_ends_at_the_deadline(self) -> None:
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", self.server.port), 1) as stranger:
+            for byte in b"\x16\x03\x01\x02\x00\x01\x00" + bytes(99):  # A ClientHello that would be 512 bytes long.
+                stranger.sendall(bytes([byte]))
+                with contextlib.suppress(socket.timeout):
+                    self.assertEqual(stranger.recv(1), b"")
+                    break
+        self.assertGreater(time.monotonic() - started, playground.HANDSHAKE_SECONDS - 1)
+        self.assertLess(time.monotonic() - started, playground.HANDSHAKE_SECONDS + 10)
+        eventually(lambda: self.server.lines('reason="timed out"'), "the log says why")
 
     def test_a_byte_a_second_ends_at_the_deadline(self) -> None:
         requests = (b"GET /api/status HTTP/1.1\r\n", b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n")
