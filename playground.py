@@ -10,18 +10,17 @@ The file reads as a request travels: limits; TLS and connections; HTTP; the API;
 is known to hold; templates; kubectl; the command line. Who waits for whom:
 
     thread                waits for                     bounded by
-    accept loop           nothing but accept()
-    leaders of strangers  any handshake's next bytes    HANDSHAKE_SECONDS for each connection
-    leader of clients     any client's next request     IDLE_SECONDS for each connection
+    leader                a new connection, or the      HANDSHAKE_SECONDS or IDLE_SECONDS for each connection
+                          next bytes of any other
+    handshake threads     nothing: they compute
     one a slow request    its client                    HEAD_, BODY_, ANSWER_SECONDS
                           its user's database           CREATE_SECONDS, whatever the cluster does
     watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
     group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
 
-A leader does by itself what can be done at once; before it has to wait for anything else it has another
-thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a request is
-a slow one from the moment when it calls `step_aside`, and one thread answers all the others. Strangers have
-leaders of their own: a handshake waits for nobody, but takes as long as several requests.
+The leader answers by itself what can be answered at once; before it has to wait for anything else it has
+another thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a
+request is a slow one from the moment when it calls `step_aside`, and one thread answers all the others.
 
 Kubernetes is the only store. What is in memory comes from three watches and may be lost at any time.
 """
@@ -105,9 +104,9 @@ DRAIN_BYTES = 1024 * 1024
 # by itself has 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is
 # not touched at all while any address holds more. It does not bound the rate of handshakes.
 MAX_HANDSHAKES = 256
-# Handshakes computed at once; the others wait for their turn. OpenSSL computes beside Python, so two are half
-# again as fast as one where there are two cores; more of them would only take the clients' turn.
-HANDSHAKE_LEADERS = 2
+# Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some 0.3 ms
+# for each of a handshake's two steps: with two threads the leader goes on meanwhile, and both cores are of use.
+HANDSHAKE_THREADS = 2
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
 # new one gets a 503. Five for each of a class of 200. Each takes some 60 KB, and a thread while a request is
 # slow, of 100 KB.
@@ -195,6 +194,14 @@ def logfmt(event: str, **fields: object) -> str:
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
         return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
     return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
+
+
+class LogLine(logging.Formatter):
+    """Formats a record as one line, with the time in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return f"time={rfc3339(int(record.created))} level={record.levelname} event={record.getMessage()}"
 
 
 class ApiError(Exception):
@@ -489,52 +496,69 @@ class Threads:
 
 
 class Leader:
-    """Serves those of its connections that have sent something, one after the other; one thread leads at a time."""
+    """Does what comes up, one thing after the other; one thread leads at a time.
 
-    def __init__(self, threads: Threads) -> None:
-        self.threads = threads
-        self.selector = selectors.DefaultSelector()
+    What comes up is a new connection, bytes on another one, or a handshake that was computed: by threads that do
+    nothing else, so that Python's code goes on running in the same processor's cache.
+    """
 
-    def add(self, connection: Connection) -> None:
-        """Wait for a connection's next bytes. Whoever leads may serve it before this returns."""
-        connection.leader = self
-        self.selector.register(connection.request, selectors.EVENT_READ, connection)
+    def __init__(self) -> None:
+        self.threads = Threads()
+        self.selector = selectors.DefaultSelector()  # With each file, what to do when it can be read.
+        self.to_compute: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self.computed: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self.bell, self.ear = socket.socketpair()  # A byte for each that is computed.
+        self.selector.register(self.ear, selectors.EVENT_READ, self.take_computed)
 
-    def remove(self, connection: Connection) -> None:
-        """Leave a connection to the current thread."""
-        self.selector.unregister(connection.request)
-        connection.leader = None
+    def start(self) -> None:
+        """Start the threads."""
+        self.threads.start(self.lead)
+        for _ in range(HANDSHAKE_THREADS):
+            threading.Thread(target=self.compute, name="handshakes", daemon=True).start()
 
     def lead(self) -> None:
-        """Serve whoever sends something until another thread leads."""
+        """Do what comes up until another thread leads."""
         current.leader = self
         while True:
             for key, _ in self.selector.select():
-                current.connection = key.data
                 try:
-                    key.data.serve()
+                    key.data()
                 except Exception:  # Somebody has to lead, whatever happens.
                     log.error(logfmt("lead", error=traceback.format_exc()))
                 if not current.leader:
-                    return  # The next one sees what else has come.
+                    return  # The next one sees what else has come up.
 
     def hand_over(self, connection: Connection) -> None:
         """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
-        self.remove(connection)
+        connection.ignore()
         try:
             self.threads.start(self.lead)
         except RuntimeError as error:
-            self.add(connection)
+            connection.listen()
             log.error(logfmt("lead", error=error))
             raise unavailable("this server is out of threads: ask again later") from error
         current.leader = None
+
+    def compute(self) -> NoReturn:
+        """Compute handshakes."""
+        while True:
+            connection = self.to_compute.get()
+            connection.compute()
+            self.computed.put(connection)
+            self.bell.send(b"\0")
+
+    def take_computed(self) -> None:
+        """Go on with a connection whose handshake was computed."""
+        self.ear.recv(1)
+        connection = self.computed.get()
+        connection.serve(connection.shake_hands)
 
 
 class Current(threading.local):
     """What the current thread is doing."""
 
     leader: Leader | None = None  # As whom it leads.
-    connection: Connection  # Whom it serves meanwhile.
+    connection: Connection  # Whom it serves.
 
 
 current = Current()
@@ -563,10 +587,7 @@ class Server(http.server.ThreadingHTTPServer):
         # How often it has changed who is let in. A connection of an older generation may be anybody's.
         self.generation = 0
         self.refusals = Refusals()
-        threads = Threads()
-        self.leaders = [Leader(threads) for _ in range(1 + HANDSHAKE_LEADERS)]
-        self.requests, *handshakes = self.leaders
-        self.handshakes = itertools.cycle(handshakes)
+        self.leader = Leader()
         self.lock = threading.Lock()
         # Each in the order of arrival, so that the first is the oldest.
         self.strangers: dict[socket.socket, Peer] = {}
@@ -580,13 +601,36 @@ class Server(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
+    def server_activate(self) -> None:
+        """Listen; what comes is accepted from `listen` on."""
+        super().server_activate()
+        self.socket.setblocking(False)
+
+    def listen(self) -> None:
+        """Accept connections: from the start, and again after descriptors or memory ran out."""
+        with self.lock:
+            if not self.stopping and self.socket not in self.leader.selector.get_map():
+                self.leader.selector.register(self.socket, selectors.EVENT_READ, self.accept)
+
+    def accept(self) -> None:
+        """Take up a connection that has come, as BaseServer.serve_forever would."""
+        try:
+            request, client_address = self.get_request()
+        except OSError:
+            return
+        try:
+            self.process_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+            self.shutdown_request(request)
+
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept one connection, without a byte read or written."""
         try:
             connection, address = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                time.sleep(0.1)  # The connection stays in the backlog: accepting at once again would spin.
+                self.leader.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
             raise
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
@@ -605,8 +649,8 @@ class Server(http.server.ThreadingHTTPServer):
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Leave the rest to a leader: the accept loop waits for nobody."""
-        next(self.handshakes).add(Connection(request, client_address, self))
+        """Wait for what the stranger has to say."""
+        Connection(request, client_address, self).listen()
 
     def welcome(self, connection: socket.socket, name: str, certificate: dict[str, Any]) -> bool:
         """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
@@ -639,16 +683,13 @@ class Server(http.server.ThreadingHTTPServer):
             return connection in self.clients
 
     def rest(self, connection: Connection) -> None:
-        """Leave a connection to the clients' leader until its next request; it may be hung up on without loss."""
+        """Leave a connection to the leader until its next request; it may be hung up on without loss."""
         with self.lock:
             if self.ending(connection.request):
                 hang_up(connection.request)  # The leader then reads an end of file.
             else:
                 self.idle.setdefault(connection.request, time.monotonic())  # Part of a record does not start it anew.
-        if connection.leader is not self.requests:  # Otherwise it still waits for it.
-            if connection.leader:
-                connection.leader.remove(connection)
-            self.requests.add(connection)
+        connection.listen()
 
     def ending(self, connection: socket.socket) -> bool:
         """Tell whether a connection is to end with its answer."""
@@ -660,7 +701,7 @@ class Server(http.server.ThreadingHTTPServer):
         with self.lock:
             for table in (self.strangers, self.clients, self.idle):
                 table.pop(request, None)
-        super().shutdown_request(request)
+        self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what serving a connection did not expect."""
@@ -702,6 +743,7 @@ class Server(http.server.ThreadingHTTPServer):
                 self.warn_of_ends(warned)
                 self.refusals.flush()
                 self.end_overdue()
+                self.listen()
                 if self.ready_file and self.cluster.status() == "ok":
                     open(self.ready_file, "w", encoding="utf-8").close()
                     self.ready_file = ""
@@ -737,12 +779,13 @@ class Server(http.server.ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Stop accepting, end the connections that are idle, and the others with their answer."""
-        self.shutdown()
-        self.server_close()
         with self.lock:
             self.stopping = True
+            with contextlib.suppress(KeyError):
+                self.leader.selector.unregister(self.socket)
             for connection in (*self.strangers, *self.idle):
                 hang_up(connection)
+        self.server_close()
 
 
 def hang_up(connection: socket.socket) -> None:
@@ -841,6 +884,10 @@ def why_refused(error: Exception) -> str:
 MAX_RECORD_BYTES = 2 ** 14
 
 
+# As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
+http_date = functools.lru_cache(1)(functools.partial(email.utils.formatdate, usegmt=True))
+
+
 class Connection:
     """One client's connection, or a stranger's until the handshake is done.
 
@@ -854,13 +901,28 @@ class Connection:
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.client = ""  # Before the handshake.
         self.buffer = b""
-        self.leader: Leader | None = None  # Who waits for its next bytes.
+        self.awaited = False  # Whether the leader waits for its next bytes.
+        self.computing = False  # Whether its handshake is with the threads that compute it.
+        self.outcome: Exception | None = None  # What that came to.
 
-    def serve(self) -> None:
-        """Do what there is to do until the client's next bytes, or the end."""
+    def listen(self) -> None:
+        """Have the leader wait for the next bytes, which it may serve before this returns."""
+        if not self.awaited:
+            self.awaited = True
+            self.server.leader.selector.register(self.request, selectors.EVENT_READ, self.hear)
+
+    def ignore(self) -> None:
+        """Leave the connection to the current thread."""
+        if self.awaited:
+            self.server.leader.selector.unregister(self.request)
+            self.awaited = False
+
+    def serve(self, step: Callable[[], bool]) -> None:
+        """Take a step, and end the connection if nothing may follow."""
+        current.connection = self
         stays = False
         try:
-            stays = self.answer_all() if self.client else self.shake_hands()
+            stays = step()
             if not stays:
                 self.say_good_bye()
         except OSError:
@@ -868,35 +930,66 @@ class Connection:
         except Exception:
             self.server.handle_error(self.request, self.address)
         if not stays:
-            if self.leader:
-                self.leader.remove(self)
+            self.ignore()
             self.server.shutdown_request(self.request)
 
-    def shake_hands(self) -> bool:
-        """Go on with the handshake, and learn from it who the client is; return False if it is nobody we know, or there is no room."""
+    def hear(self) -> None:
+        """Do something about bytes that have come."""
+        if self.computing:
+            self.ignore()  # They are early.
+        else:
+            self.serve(self.answer_all if self.client else self.have_computed)
+
+    def have_computed(self) -> bool:
+        """Have the handshake go on with the bytes that have come; return False if there are none."""
         try:
             if not self.take_in():
                 raise ConnectionError("ended inside the handshake")
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            return self.refuse(error)
+        self.computing = True
+        self.server.leader.to_compute.put(self)
+        return True
+
+    def compute(self) -> None:
+        """Go on with the handshake."""
+        try:
+            if self.request not in self.server.strangers:
+                raise ConnectionError("made room for others")
+            self.tls.do_handshake()
+        except Exception as error:
+            self.outcome = error
+
+    def shake_hands(self) -> bool:
+        """Take up what the handshake came to, and learn who the client is; return False if it is nobody we know, or there is no room."""
+        self.computing = False
+        outcome, self.outcome = self.outcome, None
+        try:
+            if isinstance(outcome, ssl.SSLWantReadError):
                 self.flush()
+                self.listen()
                 return True
+            if outcome:
+                return self.refuse(outcome)
             certificate = self.tls.getpeercert() or {}
             client = common_name(certificate)
             room = self.server.welcome(self.request, client, certificate)
-        except BlockingIOError:
-            return True
         except (OSError, ValueError) as error:
-            timed_out = time.monotonic() > self.since + HANDSHAKE_SECONDS
-            self.server.refusals.add(self.address[0], "timed out" if timed_out else why_refused(error))
-            return False
+            return self.refuse(error)
         self.client = client
         if not room:
             self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
             self.drain()
             return False
         return self.answer_all()  # A first request may have come with the handshake's end.
+
+    def refuse(self, error: Exception) -> bool:
+        """Count a handshake that failed; return False."""
+        timed_out = time.monotonic() > self.since + HANDSHAKE_SECONDS
+        self.server.refusals.add(self.address[0], "timed out" if timed_out else why_refused(error))
+        return False
 
     def answer_all(self) -> bool:
         """Answer the requests that have come; return whether others may follow."""
@@ -1036,7 +1129,7 @@ class Connection:
             json.dumps(answer) + "\n", "application/json")
         content = text.encode() if body else b""
         more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + ("Connection: close\r\n" if close else "")
-        head = (f"HTTP/1.1 {status} {http.client.responses[status]}\r\nDate: {email.utils.formatdate(usegmt=True)}\r\n"
+        head = (f"HTTP/1.1 {status} {http.client.responses[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
                 f"Content-Type: {kind}\r\nContent-Length: {len(content)}\r\n"
                 f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{more}\r\n")
         self.tls.write(head.encode() + content)
@@ -1076,6 +1169,8 @@ def valid_user_id(text: object) -> str:
 
 def refuse_repeated(names: list[str]) -> None:
     """Raise ApiError 400 if a parameter's name comes twice: one reader would take the first value, another the last."""
+    if len(set(names)) == len(names):
+        return
     for name, count in collections.Counter(names).items():
         if count > 1:
             raise ApiError(400, f"{json.dumps(name[:80])} came twice: expected it once")
@@ -1220,6 +1315,7 @@ def slug(user_id: str) -> str:
     return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
 
 
+@functools.lru_cache(16)  # A second's log lines share it.
 def rfc3339(seconds: float) -> str:
     """Format seconds since 1970 as RFC 3339 in UTC."""
     return time.strftime(RFC_3339, time.gmtime(seconds))
@@ -2442,10 +2538,12 @@ def run(options: argparse.Namespace) -> int:
         with blaming(f"--ready_file {options.ready_file} cannot be made", "name a file in a folder that this server may write"):
             open(options.ready_file, "w", encoding="utf-8").close()
             os.remove(options.ready_file)  # A server before this one may have left it.
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="time=%(asctime)s level=%(levelname)s event=%(message)s",
-                        datefmt="%Y-%m-%dT%H:%M:%SZ")
-    logging.Formatter.converter = time.gmtime
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # No line shows them.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogLine())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # No line shows these, and finding them out takes as long as writing it (the logging HOWTO's Optimization).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:
@@ -2460,10 +2558,9 @@ def run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     cluster.start()
-    for leader in server.leaders:
-        leader.threads.start(leader.lead)
+    server.leader.start()
     threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="accept", daemon=True).start()
+    server.listen()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
                     crl=options.crl or "none", certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
                     context=options.context or "current", namespace=kubectl.namespace, template=template.path,
