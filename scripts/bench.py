@@ -250,10 +250,6 @@ def main() -> None:
     for name in ("server", "alice"):
         subprocess.run([f"{servers.HERE}/../gen_cert.sh", name], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "KEY_STORE": servers.store()})
-    with open(f"{servers.store()}/alice/alice.pem", "w", encoding="utf-8") as both:  # As ab takes them.
-        for suffix in ("crt", "key"):
-            with open(f"{servers.store()}/alice/alice.{suffix}", encoding="utf-8") as file:
-                both.write(file.read())
     print(f"{'':44} {'median':>9} {'':5} {'least':>9} .. most", flush=True)
     with servers.ours() as server, servers.tornado() as tornado, servers.nginx() as nginx:
         server.wait_for("(kind=Secret listed=1)")

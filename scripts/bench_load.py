@@ -1,26 +1,21 @@
 """Load for the benchmark: kept connections, as fast as they are answered or at a rate that does not wait for answers.
 
 Kept to system calls and OpenSSL: a request costs this client a small part of what it costs a server in Python,
-which the benchmark prints. A handshake costs a client in Python as much as a server, so new connections are ab's.
+which the benchmark prints. A handshake costs a client in Python as much as a server, so new connections are
+bench_connect.c's.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-import os
 import random
-import re
-import resource
 import select
 import socket
 import ssl
 import subprocess
 import time
 
-# Left to itself ab has Nagle's algorithm on. Its request then waits 40 ms for a delayed acknowledgement of its half of the
-# handshake, unless a session ticket follows that: it measured this, for each server but nginx, on a machine half idle.
-NO_DELAY = os.environ.get("PLAYGROUND_BENCH_NO_DELAY", "")
 ANSWER_BYTES = 16 * 1024
 Target = tuple[str, int]  # A key store, and a port of 127.0.0.1.
 
@@ -80,16 +75,12 @@ def must_be_200(answer: bytes) -> None:
 def new_connections(target: Target, at_a_time: int, seconds: float) -> tuple[float, float]:
     """Keep so many heart beats under way, always a new connection each; return the same as `closed_loop`."""
     store, port = target
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    result = subprocess.run(["ab", "-q", "-l", "-t", str(seconds), "-n", "1000000", "-c", str(at_a_time), "-E", f"{store}/alice/alice.pem",
-                             f"https://127.0.0.1:{port}/api/heart_beat?user_id=alice"], env={**os.environ, "LD_PRELOAD": NO_DELAY},
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    elapsed, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = r"^(Failed requests|Non-2xx responses|Requests per second):\s+([\d.]+)"
-    found = {name: float(value) for name, value in re.findall(line, result.stdout, re.M)}
-    if found["Failed requests"] or "Non-2xx responses" in found:
-        raise SystemExit(f"bench: requests failed: {result.stdout}")
-    return found["Requests per second"], (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / elapsed
+    command = ["bench_connect", str(port), f"{store}/alice/alice.crt", f"{store}/alice/alice.key", str(at_a_time), str(seconds)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise SystemExit("bench: the client of new connections failed")
+    rate, share = map(float, result.stdout.split())
+    return rate, share
 
 
 def closed_loop(target: Target, connections: int, seconds: float) -> tuple[float, float]:
