@@ -48,6 +48,7 @@ http {{
   }}
 }}
 """
+TEMPLATE = playground.Template(f"{HERE}/../k8s_templates/mysql.yaml")
 folder = ""
 
 
@@ -127,7 +128,7 @@ def ours(databases: int = 1, *options: str, namespace: str = "") -> Process:
 
 def filled(user: str, number: int = 0) -> list[dict[str, Any]]:
     """Return the objects of a user's database."""
-    return playground.Template(f"{HERE}/../k8s_templates/mysql.yaml").fill({
+    return TEMPLATE.fill({
         "name": f"mysql-{user}", "slug": user, "user_id": user, "client": "alice", "set": f"{number:016x}",
         "password": secrets.token_hex(16), "now": playground.rfc3339(time.time())})
 
