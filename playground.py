@@ -104,6 +104,9 @@ DRAIN_BYTES = 1024 * 1024
 # by itself has 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is
 # not touched at all while any address holds more. It does not bound the rate of handshakes.
 MAX_HANDSHAKES = 256
+# Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten in one
+# with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
+MAX_HANDSHAKE_READS = 50
 # Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some 0.3 ms
 # for each of a handshake's two steps: with two threads the leader goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
@@ -900,6 +903,7 @@ class Connection:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.client = ""  # Before the handshake.
+        self.handshake_reads = 0
         self.buffer = b""
         self.awaited = False  # Whether the leader waits for its next bytes.
         self.computing = False  # Whether its handshake is with the threads that compute it.
@@ -942,12 +946,15 @@ class Connection:
 
     def have_computed(self) -> bool:
         """Have the handshake go on with the bytes that have come; return False if there are none."""
+        self.handshake_reads += 1
         try:
             if not self.take_in():
                 raise ConnectionError("ended inside the handshake")
+            if self.handshake_reads > MAX_HANDSHAKE_READS:
+                raise ValueError("came in too many pieces")
         except BlockingIOError:
             return True
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return self.refuse(error)
         self.computing = True
         self.server.leader.to_compute.put(self)
@@ -957,7 +964,7 @@ class Connection:
         """Go on with the handshake."""
         try:
             if self.request not in self.server.strangers:
-                raise ConnectionError("made room for others")
+                raise ValueError("made room for others")
             self.tls.do_handshake()
         except Exception as error:
             self.outcome = error
@@ -987,8 +994,8 @@ class Connection:
 
     def refuse(self, error: Exception) -> bool:
         """Count a handshake that failed; return False."""
-        timed_out = time.monotonic() > self.since + HANDSHAKE_SECONDS
-        self.server.refusals.add(self.address[0], "timed out" if timed_out else why_refused(error))
+        evicted, late = self.request not in self.server.strangers, time.monotonic() > self.since + HANDSHAKE_SECONDS
+        self.server.refusals.add(self.address[0], "made room for others" if evicted else "timed out" if late else why_refused(error))
         return False
 
     def answer_all(self) -> bool:

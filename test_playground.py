@@ -765,6 +765,7 @@ class Wire(unittest.TestCase):
             started = time.monotonic()
             self.assertEqual(self.server.call("alice", "status")[0], 200)
             self.assertLess(time.monotonic() - started, playground.HANDSHAKE_SECONDS / 2)
+            eventually(lambda: self.server.lines('reason="made room for others"'), "the log says what became of the oldest")
 
     def test_answers_are_json_and_say_nothing_of_the_server(self) -> None:
         answer = self.server.raw(b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -896,6 +897,16 @@ class Wire(unittest.TestCase):
             self.assertEqual(connection.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
             connection.sendall(b'{"user_id": "a"}')
             self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 503"))
+
+    def test_handshake_in_very_many_pieces_is_refused(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.port), PATIENCE_SECONDS) as stranger:
+            stranger.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            with contextlib.suppress(OSError):
+                for byte in b"\x16\x03\x01\x02\x00\x01\x00" + bytes(400):
+                    stranger.sendall(bytes([byte]))
+                    time.sleep(0.01)
+                self.assertEqual(receive_all(stranger), b"")
+        eventually(lambda: self.server.lines('reason="came in too many pieces"'), "the log says why")
 
     def test_handshake_of_a_byte_a_second_ends_at_the_deadline(self) -> None:
         started = time.monotonic()
