@@ -118,10 +118,7 @@ MAX_CONNECTIONS = 1000
 # longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a
 # connection for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
-# A thread that has nothing to do ends after this. Until then it takes the next handshake or slow request,
-# for which a new one takes 0.1 ms.
-SPARE_SECONDS = 5.0
-# Connections the kernel keeps for the accept loop; a class that starts together overflows the standard
+# Connections the kernel keeps until the leader accepts them; a class that starts together overflows the standard
 # library's 5. Linux cuts it to net.core.somaxconn.
 LISTEN_BACKLOG = 1024
 # File descriptors: the connections, three pipes for each kubectl, and some for the rest. The process's
@@ -464,40 +461,6 @@ class Refusals:
             log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
 
 
-class Threads:
-    """Does each job at once, in a thread that has nothing to do or in a new one."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.spare = 0  # Threads that wait for a job, but for those that are about to get one.
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Have a job done, which must not raise anything. Raises RuntimeError if there is no thread to be had."""
-        with self.lock:
-            spare = self.spare > 0
-            self.spare -= spare
-        if spare:
-            self.jobs.put(job)
-        else:
-            threading.Thread(target=self.work, args=(job,), daemon=True).start()
-
-    def work(self, job: Callable[[], None]) -> None:
-        """Do a job, and others that come soon."""
-        while True:
-            job()
-            with self.lock:
-                self.spare += 1
-            try:
-                job = self.jobs.get(timeout=SPARE_SECONDS)
-            except queue.Empty:
-                with self.lock:
-                    if self.spare:
-                        self.spare -= 1
-                        return
-                job = self.jobs.get()  # It has been promised.
-
-
 class Leader:
     """Does what comes up, one thing after the other; one thread leads at a time.
 
@@ -506,7 +469,6 @@ class Leader:
     """
 
     def __init__(self) -> None:
-        self.threads = Threads()
         self.selector = selectors.DefaultSelector()  # With each file, what to do when it can be read.
         self.to_compute: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.computed: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -515,9 +477,8 @@ class Leader:
 
     def start(self) -> None:
         """Start the threads."""
-        self.threads.start(self.lead)
-        for _ in range(HANDSHAKE_THREADS):
-            threading.Thread(target=self.compute, name="handshakes", daemon=True).start()
+        for job in (self.lead, *[self.compute] * HANDSHAKE_THREADS):
+            threading.Thread(target=job, daemon=True).start()
 
     def lead(self) -> None:
         """Do what comes up until another thread leads."""
@@ -535,7 +496,7 @@ class Leader:
         """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
         connection.ignore()
         try:
-            self.threads.start(self.lead)
+            threading.Thread(target=self.lead, daemon=True).start()
         except RuntimeError as error:
             connection.listen()
             log.error(logfmt("lead", error=error))
