@@ -182,6 +182,16 @@ def create(server: servers.Process, user: str, answers: list[bytes]) -> None:
         answer = load.call(server.target, "create_db", user)
 
 
+def clear(namespaces: tuple[str, ...]) -> None:
+    """Delete all databases, and wait until they have gone."""
+    ours = ("-l", "app.kubernetes.io/managed-by=sqlflow-playground")
+    for namespace in namespaces:
+        kubectl("-n", namespace, "delete", "statefulsets,services,secrets", *ours, "--wait=false")
+    for namespace in namespaces:
+        while kubectl("-n", namespace, "get", "statefulsets,pods,services,secrets", *ours, "-o", "name"):
+            time.sleep(0.5)
+
+
 @contextlib.contextmanager
 def a_namespace() -> Iterator[str]:
     """Make a namespace, and delete it."""
@@ -196,10 +206,7 @@ def a_namespace() -> Iterator[str]:
 def on_a_cluster(which: str, singles: int, rounds: int) -> None:
     """Measure new databases, one by one and a class at once."""
     print(f"cluster: {which}", flush=True)
-    # All namespaces are kept until the end: deleting takes as long as creating, and would disturb what is measured next.
-    with contextlib.ExitStack() as stack:
-        namespace = stack.enter_context(a_namespace())
-        server = stack.enter_context(servers.ours(namespace=namespace))
+    with a_namespace() as namespace, a_namespace() as other, servers.ours(namespace=namespace) as server:
         while b'"cluster": "ok"' not in load.call(server.target, "status"):
             time.sleep(0.1)
         mine, theirs, after = [], [], []
@@ -218,6 +225,8 @@ def on_a_cluster(which: str, singles: int, rounds: int) -> None:
         classes, bares = [], []
         answers: list[bytes] = []
         for lesson in range(rounds):
+            if lesson:
+                clear((namespace, other))  # A cluster is slower with every pod that it holds.
             threads = [threading.Thread(target=create, args=(server, f"class-{lesson}-{number}", answers)) for number in range(CLASS)]
             started = time.monotonic()
             for thread in threads:
@@ -225,7 +234,6 @@ def on_a_cluster(which: str, singles: int, rounds: int) -> None:
             for thread in threads:
                 thread.join()
             classes.append(time.monotonic() - started)
-            other = stack.enter_context(a_namespace())
             with watching(other) as ready:
                 bares.append(bare(other, [f"bare-{number}" for number in range(CLASS)], ready))
         show(f"a class of {CLASS}: ours", classes, "s")
