@@ -1106,9 +1106,12 @@ class Connection:
 
     def drain(self) -> None:
         """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
-        step_aside()
-        deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
         self.say_good_bye()
+        try:
+            step_aside()
+        except ApiError:
+            return  # Without a thread to do it in, nobody else is kept waiting for it.
+        deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
         self.request.shutdown(socket.SHUT_WR)
         while left > 0 and (remaining := deadline - time.monotonic()) > 0:
             self.request.settimeout(remaining)

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -1010,6 +1011,28 @@ class Fortress(unittest.TestCase):
                 self.assertEqual(server.call("bob", "status")[0], 200)
             eventually(lambda: self.burden(server) <= before, "its threads and files are as before")
 
+    def test_without_a_thread_to_be_had_a_slow_request_is_503_and_others_are_answered(self) -> None:
+        half = len(self.STATUS) // 2
+        with Running() as server, contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(server.connect()) for _ in range(20)]
+            self.assertTrue(all(map(self.is_answered, connections)))
+            with open(f"/proc/{server.process.pid}/status", encoding="utf-8") as file:
+                size = int(re.findall(r"VmSize:\s+(\d+) kB", file.read())[0]) * 1024
+            resource.prlimit(server.process.pid, resource.RLIMIT_AS, (size + 2 ** 21, resource.RLIM_INFINITY))  # No new thread's stack fits.
+            for connection in connections:  # Some get the stack of a thread that has ended.
+                connection.sendall(self.STATUS[:half])
+            answer = receive_all(connections[-1])
+            self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
+            self.assertIn(b"\r\nRetry-After: ", answer)
+            self.assertEqual(server.call("bob", "status")[0], 200)
+            resource.prlimit(server.process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            with server.connect() as connection:
+                connection.sendall(self.STATUS[:half])
+                time.sleep(0.2)
+                connection.sendall(self.STATUS[half:])
+                self.assertTrue(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
+        self.assertTrue(server.lines("lead error="))
+
     def test_client_that_does_not_read_is_let_go(self) -> None:
         with Running() as server, socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -1825,10 +1848,10 @@ class Troubles(unittest.TestCase):
             except subprocess.CalledProcessError as error:
                 return "exceeded quota" in error.stderr
             return False
-        for number, resource in enumerate(tried):
-            kubectl("create", "quota", "full", f"--hard={resource}=0")
+        for number, limited in enumerate(tried):
+            kubectl("create", "quota", "full", f"--hard={limited}=0")
             try:
-                eventually(lambda resource=resource: counts(resource), "the quota counts")
+                eventually(lambda limited=limited: counts(limited), "the quota counts")
                 with Running().known() as server:
                     status, answer, headers = server.call("alice", "create_db", f"full-{number}")
                     self.assertEqual((status, "quota" in answer["error"], "retry-after" in headers), (429, True, True), answer)
