@@ -17,6 +17,7 @@ is known to hold; templates; kubectl; the command line. Who waits for whom:
                           its user's database           CREATE_SECONDS, whatever the cluster does
     watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
     group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
+    keep house, sweep     the clock                     RELOAD_SECONDS, --sweep_interval
 
 The leader answers by itself what can be answered at once; before it has to wait for anything else it has
 another thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a
@@ -111,8 +112,8 @@ MAX_HANDSHAKE_READS = 50
 # for each of a handshake's two steps: with two threads the leader goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
-# new one gets a 503. Five for each of a class of 200. Each takes some 60 KB, and a thread while a request is
-# slow, of 100 KB.
+# new one gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request, and a
+# thread while a request is slow, of 100 KB.
 MAX_CONNECTIONS = 1000
 # Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
 # longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a
@@ -483,14 +484,14 @@ class Leader:
     def lead(self) -> None:
         """Do what comes up until another thread leads."""
         current.leader = self
-        while True:
-            for key, _ in self.selector.select():
-                try:
+        while current.leader:
+            try:
+                for key, _ in self.selector.select():
                     key.data()
-                except Exception:  # Somebody has to lead, whatever happens.
-                    log.error(logfmt("lead", error=traceback.format_exc()))
-                if not current.leader:
-                    return  # The next one sees what else has come up.
+                    if not current.leader:
+                        break  # The next one sees what else has come up.
+            except Exception:  # Somebody has to lead, whatever happens.
+                log.error(logfmt("lead", error=traceback.format_exc()))
 
     def hand_over(self, connection: Connection) -> None:
         """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
@@ -534,8 +535,17 @@ def step_aside() -> None:
         current.leader.hand_over(current.connection)
 
 
+def may_wait() -> bool:
+    """Step aside; return False if there is no thread to be had, and nothing may be waited for."""
+    try:
+        step_aside()
+        return True
+    except ApiError:
+        return False
+
+
 class Server(http.server.ThreadingHTTPServer):
-    """Accepts connections and bounds them; threads do the rest, the TLS handshakes included."""
+    """Accepts connections, bounds them, and knows who is at their other ends."""
 
     request_queue_size = LISTEN_BACKLOG
 
@@ -594,7 +604,8 @@ class Server(http.server.ThreadingHTTPServer):
             connection, address = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self.leader.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
+                with contextlib.suppress(KeyError):
+                    self.leader.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
             raise
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
@@ -607,8 +618,7 @@ class Server(http.server.ThreadingHTTPServer):
             if len(self.strangers) >= MAX_HANDSHAKES:
                 crowded = collections.Counter(stranger.name for stranger in self.strangers.values()).most_common(1)[0][0]
                 oldest = next(connection for connection, stranger in self.strangers.items() if stranger.name == crowded)
-                del self.strangers[oldest]
-                hang_up(oldest)
+                self.dismiss(oldest)
             self.strangers[connection] = Peer(address[0], 0, self.generation, time.monotonic())
         return connection, address
 
@@ -629,14 +639,13 @@ class Server(http.server.ThreadingHTTPServer):
             ends = min(certificate_end(certificate["notAfter"]), self.tls.expiries.get("crl", float("inf")))
             if serial in self.tls.revoked or ends < now:
                 raise ValueError("the certificate of the resumed session is no longer good")
-            own = [client for client, peer in self.clients.items() if peer.name == name]
+            own = {client for client, peer in self.clients.items() if peer.name == name}
             for full, those in ((len(own) >= self.max_connections_per_client, own), (len(self.clients) >= MAX_CONNECTIONS, self.idle)):
                 if full:
                     longest_idle = next((client for client in self.idle if client in those), None)
                     if longest_idle is None:
                         return False
-                    del self.idle[longest_idle], self.clients[longest_idle]
-                    hang_up(longest_idle)
+                    self.dismiss(longest_idle)
             self.clients[connection] = self.strangers.pop(connection)._replace(name=name, serial=serial)
             return True
 
@@ -645,6 +654,12 @@ class Server(http.server.ThreadingHTTPServer):
         with self.lock:
             self.idle.pop(connection, None)
             return connection in self.clients
+
+    def dismiss(self, connection: socket.socket) -> None:
+        """Hang up on a connection, and have nothing done that it has already asked for. The lock must be held."""
+        for table in (self.strangers, self.clients, self.idle):
+            table.pop(connection, None)
+        hang_up(connection)
 
     def rest(self, connection: Connection) -> None:
         """Leave a connection to the leader until its next request; it may be hung up on without loss."""
@@ -687,9 +702,9 @@ class Server(http.server.ThreadingHTTPServer):
                 changed, self.tls = tls.trusted != self.tls.trusted, tls
                 if changed:
                     self.generation += 1
-                    for connection, peer in self.clients.items():
+                    for connection, peer in list(self.clients.items()):
                         if connection in self.idle or peer.serial in tls.revoked:
-                            hang_up(connection)
+                            self.dismiss(connection)
             log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
 
     def keep_house(self) -> NoReturn:
@@ -699,6 +714,8 @@ class Server(http.server.ThreadingHTTPServer):
         while True:
             time.sleep(RELOAD_SECONDS)
             try:
+                self.end_overdue()
+                self.listen()
                 now = self.stamps()
                 if now != taken and now == before:
                     taken = now
@@ -706,8 +723,6 @@ class Server(http.server.ThreadingHTTPServer):
                 before = now
                 self.warn_of_ends(warned)
                 self.refusals.flush()
-                self.end_overdue()
-                self.listen()
                 if self.ready_file and self.cluster.status() == "ok":
                     open(self.ready_file, "w", encoding="utf-8").close()
                     self.ready_file = ""
@@ -730,7 +745,7 @@ class Server(http.server.ThreadingHTTPServer):
         with self.lock:
             for connection in (*itertools.takewhile(lambda one: self.strangers[one].since < now - HANDSHAKE_SECONDS, self.strangers),
                                *itertools.takewhile(lambda one: self.idle[one] < now - IDLE_SECONDS, self.idle)):
-                hang_up(connection)
+                self.dismiss(connection)
 
     def stamps(self) -> list[tuple[int, ...]]:
         """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
@@ -747,13 +762,15 @@ class Server(http.server.ThreadingHTTPServer):
             self.stopping = True
             with contextlib.suppress(KeyError):
                 self.leader.selector.unregister(self.socket)
-            for connection in (*self.strangers, *self.idle):
+            for connection in list(self.idle):
+                self.dismiss(connection)
+            for connection in self.strangers:
                 hang_up(connection)
         self.server_close()
 
 
 def hang_up(connection: socket.socket) -> None:
-    """End a connection that another thread is using, which then reads an end of file.
+    """End a connection that another thread is using, which reads an end of file after what has already come.
 
     Closing it here would free its descriptor's number under that thread's feet.
     """
@@ -846,6 +863,7 @@ def why_refused(error: Exception) -> str:
 
 # What one record of TLS holds at most (RFC 8446, section 5.1).
 MAX_RECORD_BYTES = 2 ** 14
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 
 # As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
@@ -855,7 +873,7 @@ http_date = functools.lru_cache(1)(functools.partial(email.utils.formatdate, use
 class Connection:
     """One client's connection, or a stranger's until the handshake is done.
 
-    TLS works in memory, so that what goes over the network is one read and one write for all that there is.
+    TLS works in memory: what has come is read at once, whatever records it is made of, and an answer is one write.
     """
 
     def __init__(self, request: socket.socket, address: Any, server: Server) -> None:
@@ -873,8 +891,8 @@ class Connection:
     def listen(self) -> None:
         """Have the leader wait for the next bytes, which it may serve before this returns."""
         if not self.awaited:
-            self.awaited = True
             self.server.leader.selector.register(self.request, selectors.EVENT_READ, self.hear)
+            self.awaited = True
 
     def ignore(self) -> None:
         """Leave the connection to the current thread."""
@@ -890,8 +908,8 @@ class Connection:
             stays = step()
             if not stays:
                 self.say_good_bye()
-        except OSError:
-            pass  # A client that hangs up or is slow is nothing to report.
+        except (OSError, ApiError):
+            pass  # A client that hangs up or is slow is nothing to report; that no thread is to be had has been.
         except Exception:
             self.server.handle_error(self.request, self.address)
         if not stays:
@@ -900,6 +918,8 @@ class Connection:
 
     def hear(self) -> None:
         """Do something about bytes that have come."""
+        if not self.awaited:
+            return  # It was closed after the selector had told of them.
         if self.computing:
             self.ignore()  # They are early.
         else:
@@ -955,8 +975,8 @@ class Connection:
 
     def refuse(self, error: Exception) -> bool:
         """Count a handshake that failed; return False."""
-        evicted, late = self.request not in self.server.strangers, time.monotonic() > self.since + HANDSHAKE_SECONDS
-        self.server.refusals.add(self.address[0], "made room for others" if evicted else "timed out" if late else why_refused(error))
+        late, evicted = time.monotonic() > self.since + HANDSHAKE_SECONDS, self.request not in self.server.strangers
+        self.server.refusals.add(self.address[0], "timed out" if late else "made room for others" if evicted else why_refused(error))
         return False
 
     def answer_all(self) -> bool:
@@ -964,12 +984,15 @@ class Connection:
         try:
             if not self.pull() or not self.server.wake(self.request):
                 return False
-            while self.buffer:
-                if not self.answer_one():
+            while self.buffer not in (b"", b"\r\n") or self.incoming.pending:
+                if self.buffer in (b"", b"\r\n"):  # An empty line may come before a request that may never come.
+                    if not self.pull():
+                        return False
+                elif not self.answer_one():
                     return False
-                if not self.buffer and self.incoming.pending and not self.pull():
-                    return False
-        except BlockingIOError:
+                elif self.buffer:
+                    may_wait()  # Those who send ahead have a thread of their own to answer them; or everybody waits.
+        except WOULD_BLOCK:
             pass  # The rest is not here yet.
         self.flush()
         self.server.rest(self)
@@ -1003,8 +1026,7 @@ class Connection:
         metrics.add("request_seconds", taken, api=known)
         log.log(logging.WARNING if status >= 500 else logging.INFO, logfmt(
             "request", client=self.client, method=method, api=api, user=user, status=status, ms=taken * 1000))
-        if api == "heart_beat" and status >= 400:
-            step_aside()
+        if api == "heart_beat" and status >= 400 and may_wait():
             time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
         close = not keep_alive or self.server.ending(self.request)
         self.send(status, answer, headers, close, body=method != "HEAD")
@@ -1019,16 +1041,15 @@ class Connection:
         return bool(data)
 
     def pull(self) -> bool:
-        """Add the next record to the buffer; return False if the client has ended. Raises BlockingIOError if it has not come."""
-        while True:
-            if not self.incoming.pending and not self.take_in():
-                return False
-            try:
-                data = self.tls.read(MAX_RECORD_BYTES)
-            except ssl.SSLWantReadError:
-                continue
-            self.buffer += data
-            return bool(data)
+        """Add the next record to the buffer; return False if the client has ended. Raises one of WOULD_BLOCK if it has not come.
+
+        It reads from the network once at most, so that whoever sends without end does not have the leader for that long.
+        """
+        if not self.incoming.pending and not self.take_in():
+            return False
+        data = self.tls.read(MAX_RECORD_BYTES)
+        self.buffer += data
+        return bool(data)
 
     def wait(self, event: int, deadline: float) -> None:
         """Wait until the network takes or gives something. Raises socket.timeout at the deadline."""
@@ -1043,7 +1064,7 @@ class Connection:
         while True:
             try:
                 return self.pull()
-            except BlockingIOError:
+            except WOULD_BLOCK:
                 self.flush()
                 self.wait(select.POLLIN, deadline)
 
@@ -1107,10 +1128,8 @@ class Connection:
     def drain(self) -> None:
         """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
         self.say_good_bye()
-        try:
-            step_aside()
-        except ApiError:
-            return  # Without a thread to do it in, nobody else is kept waiting for it.
+        if not may_wait():
+            return
         deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
         self.request.shutdown(socket.SHUT_WR)
         while left > 0 and (remaining := deadline - time.monotonic()) > 0:

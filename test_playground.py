@@ -1033,6 +1033,34 @@ class Fortress(unittest.TestCase):
                 self.assertTrue(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
         self.assertTrue(server.lines("lead error="))
 
+    def test_client_that_sends_ahead_without_end_keeps_nobody_waiting(self) -> None:
+        with Running() as server, server.connect() as greedy:
+            done = threading.Event()
+
+            def send() -> None:
+                with contextlib.suppress(OSError):
+                    while not done.is_set():
+                        greedy.sendall(self.STATUS * 200)
+
+            def read() -> None:
+                with contextlib.suppress(OSError):
+                    while greedy.recv(65536):
+                        pass
+            threads = [threading.Thread(target=job) for job in (send, read)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)
+            taken = []
+            for _ in range(10):
+                started = time.monotonic()
+                self.assertEqual(server.call("bob", "status")[0], 200)
+                taken.append(time.monotonic() - started)
+            done.set()
+            greedy.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+            self.assertLess(max(taken), 3)  # Some 0.1 s, on a machine that is not busy with other tests.
+
     def test_client_that_does_not_read_is_let_go(self) -> None:
         with Running() as server, socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
