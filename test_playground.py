@@ -18,6 +18,7 @@ import os
 import re
 import resource
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -1021,7 +1022,8 @@ class Fortress(unittest.TestCase):
             resource.prlimit(server.process.pid, resource.RLIMIT_AS, (size + 2 ** 21, resource.RLIM_INFINITY))  # No new thread's stack fits.
             for connection in connections:  # Some get the stack of a thread that has ended.
                 connection.sendall(self.STATUS[:half])
-            answer = receive_all(connections[-1])
+            refused, _, _ = select.select(connections, [], [], PATIENCE_SECONDS)  # The others are waited for, for HEAD_SECONDS.
+            answer = receive_all(refused[0])
             self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
             self.assertIn(b"\r\nRetry-After: ", answer)
             self.assertEqual(server.call("bob", "status")[0], 200)
