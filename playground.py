@@ -154,8 +154,9 @@ KUBECTL_SECONDS = 30.0
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
 # A group leaves when nobody has joined it for the first, and at the latest after the second. A class that starts
-# together comes within some 0.1 s; a kubectl of its own for a user who is a moment early would take 0.2 s.
-GATHER_SECONDS = (0.01, 0.1)
+# together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a user who is a
+# moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
+GATHER_SECONDS = (0.03, 0.3)
 # Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
 CREATING_KUBECTLS = 2
 # StatefulSets whose heart beat one kubectl writes down, a request each: as above, it slows down after 300.
