@@ -54,7 +54,7 @@ def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> f
                              ("kept connections", load.closed_loop, {"Tornado": "keepalive_vs_tornado"})):
         seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("ours", *keys)}
         for name in seen:
-            loaded(loop, peers[name], 0.3)  # Warm.
+            loaded(loop, peers[name], 0.2)  # Warm.
         for _ in range(rounds):
             for name, results in seen.items():
                 results.append(loaded(loop, peers[name], seconds))
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="also at 1 to 1,000 databases and 1 to 256 connections")
     parser.add_argument("--cluster", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    rounds, seconds = (2, 0.4) if options.quick else (7, 2)
+    rounds, seconds = (2, 0.3) if options.quick else (7, 2)
     for name in ("server", "alice"):
         subprocess.run([f"{servers.HERE}/../gen_cert.sh", name], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "KEY_STORE": servers.store()})
