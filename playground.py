@@ -744,9 +744,10 @@ class Server(http.server.ThreadingHTTPServer):
         """Hang up on connections whose handshake has taken HANDSHAKE_SECONDS, or that have rested for IDLE_SECONDS."""
         now = time.monotonic()
         with self.lock:
-            for connection in (*itertools.takewhile(lambda one: self.strangers[one].since < now - HANDSHAKE_SECONDS, self.strangers),
-                               *itertools.takewhile(lambda one: self.idle[one] < now - IDLE_SECONDS, self.idle)):
-                self.dismiss(connection)
+            for stranger in itertools.takewhile(lambda one: self.strangers[one].since < now - HANDSHAKE_SECONDS, self.strangers):
+                hang_up(stranger)
+            for client in list(itertools.takewhile(lambda one: self.idle[one] < now - IDLE_SECONDS, self.idle)):
+                self.dismiss(client)
 
     def stamps(self) -> list[tuple[int, ...]]:
         """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
@@ -879,7 +880,6 @@ class Connection:
 
     def __init__(self, request: socket.socket, address: Any, server: Server) -> None:
         self.request, self.address, self.server = request, address, server
-        self.since = time.monotonic()
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.client = ""  # Before the handshake.
@@ -976,8 +976,9 @@ class Connection:
 
     def refuse(self, error: Exception) -> bool:
         """Count a handshake that failed; return False."""
-        late, evicted = time.monotonic() > self.since + HANDSHAKE_SECONDS, self.request not in self.server.strangers
-        self.server.refusals.add(self.address[0], "timed out" if late else "made room for others" if evicted else why_refused(error))
+        peer = self.server.strangers.get(self.request)
+        late = peer and peer.since < time.monotonic() - HANDSHAKE_SECONDS
+        self.server.refusals.add(self.address[0], "made room for others" if not peer else "timed out" if late else why_refused(error))
         return False
 
     def answer_all(self) -> bool:
