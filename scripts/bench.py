@@ -54,7 +54,7 @@ def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> f
                              ("kept connections", load.closed_loop, {"Tornado": "keepalive_vs_tornado"})):
         seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("ours", *keys)}
         for name in seen:
-            loaded(loop, peers[name], 0.2)  # Warm.
+            loaded(loop, peers[name], 0.1)  # Warm.
         for _ in range(rounds):
             for name, results in seen.items():
                 results.append(loaded(loop, peers[name], seconds))
@@ -103,7 +103,7 @@ def memory_and_start(rounds: int) -> None:
             load.must_be_200(load.call(server.target, "status"))
             starts.append((time.monotonic() - server.started) * 1000)
             if number == 0:
-                time.sleep(0.5)
+                time.sleep(0.2)
                 figures["idle_rss_mb"] = server.rss_mb()
     show("from exec to the first 200", starts, "ms")
     figures["start_ms"] = statistics.median(starts)
