@@ -29,18 +29,18 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import playground
-import test_playground as test
+from tests import harness as test
 
-HERE = test.HERE
+HERE = test.ROOT
 TEMPLATES = os.path.join(HERE, "k8s_templates")
 
 
 def setUpModule() -> None:
-    test.setUpModule()
+    test.set_up()
 
 
 def tearDownModule() -> None:
-    unittest.doModuleCleanups()  # pytest leaves that to us.
+    test.tear_down()
 
 
 def read(*names: str) -> str:

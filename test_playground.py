@@ -1,13 +1,7 @@
-"""Tests of the SQLFlow Playground Server, seen from outside: real processes, certificates, kubectl and API server.
-
-PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a cluster whose pods become ready (a namespace is
-made there and removed at the end); without it the tests that need a cluster are skipped, by name.
-PLAYGROUND_TEST_KUBECTL is the server's kubectl, if it is not to be the one on the PATH.
-"""
+"""Tests of the SQLFlow Playground Server from outside: real processes, certificates, kubectl, API server."""
 
 from __future__ import annotations
 
-import base64
 import calendar
 import contextlib
 import glob
@@ -17,7 +11,6 @@ import json
 import os
 import re
 import resource
-import secrets
 import select
 import shutil
 import signal
@@ -25,7 +18,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -34,284 +26,33 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-import yaml
-
 import playground
+from tests import harness
+from tests.harness import (
+    DATA_SOURCE,
+    KUBECONFIG,
+    KUBECTL,
+    PATIENCE_SECONDS,
+    REAL,
+    ROOT,
+    Running,
+    eventually,
+    gen_cert,
+    kill,
+    kubectl,
+    make_namespace,
+    objects_of,
+    path,
+    receive_all,
+    running,
+    stand_in,
+    stepping,
+    template,
+    tls,
+)
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
-REAL = bool(KUBECONFIG) and "PLAYGROUND_TEST_DEVCLUSTER" not in os.environ  # A whole Kubernetes API.
-KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
-DATA_SOURCE = re.compile(r"^(\w+)://(.*):(.*)@tcp\(([.a-zA-Z0-9\-]*):?([0-9]*)\)/(\w*)(\?.*)?$")  # SQLFlow's own
-PATIENCE_SECONDS = 60.0  # Generous: machines are slow at times. No test waits for it unless it fails.
-
-folder = ""  # Of this run: certificates, kubeconfigs, stand-ins for kubectl, logs.
-# What all servers of this run answered, and what their processes showed of themselves to others: see no_secret_leaked.
-passwords: set[str] = set()
-refusals: list[str] = []
-shown: set[bytes] = set()
-servers: set[int] = set()
-namespace = ""
-
-
-def setUpModule() -> None:
-    global folder, namespace
-    folder = tempfile.mkdtemp(prefix="playground-test-")
-    namespace = f"playground-test-{os.getpid()}-{secrets.token_hex(4)}"  # pytest may come here again, while the last one still goes.
-    unittest.addModuleCleanup(shutil.rmtree, folder)
-    unittest.addModuleCleanup(no_secret_leaked)
-    os.mkdir(path("tmp"))
-    done = threading.Event()
-    looker = threading.Thread(target=look_at_processes, args=(done,))
-    looker.start()
-    unittest.addModuleCleanup(looker.join)
-    unittest.addModuleCleanup(done.set)
-    for name in ("server", "alice", "bob"):
-        gen_cert(name)
-    with open(path("dead.kubeconfig"), "w", encoding="utf-8") as file:  # Nothing listens on port 1.
-        yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "dead",
-                        "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
-                        "users": [{"name": "dead", "user": {"token": "none"}}],
-                        "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}]}, file)
-    if KUBECONFIG:
-        unittest.addModuleCleanup(kubectl, "delete", "namespace", "-l", f"playground-test={os.getpid()}", "--wait=false")
-        make_namespace(namespace)
-
-
-def tearDownModule() -> None:
-    unittest.doModuleCleanups()  # pytest leaves that to us.
-
-
-def look_at_processes(done: threading.Event) -> None:
-    """Gather the command lines and environments of the servers and their kubectls, as anybody on the machine can."""
-    while not done.wait(0.05):
-        for pid in [process for server in list(servers) for process in (server, *descendants(server))]:
-            for name in ("cmdline", "environ"):
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
-                    shown.add(file.read())
-
-
-def answered(answer: Any) -> Any:
-    """Remember a server's answer for no_secret_leaked, and return it."""
-    if isinstance(answer, dict) and "data_source" in answer:
-        passwords.add(DATA_SOURCE.sub(r"\3", answer["data_source"]))
-    else:
-        refusals.append(json.dumps(answer))
-    return answer
-
-
-def no_secret_leaked() -> None:
-    """Look for every password and private key of this run in its logs, errors, process lists and temporary files."""
-    secret = {form for password in passwords for form in (password, base64.b64encode(password.encode()).decode())}
-    for name in glob.glob(path("*/*/*.key")):
-        with open(name, encoding="utf-8") as key:
-            secret.update(line for line in key.read().splitlines() if len(line) > 40)
-    places = {"a refusal": "\n".join(refusals), "a process": b"\n".join(shown).decode(errors="replace")}
-    for name in (*glob.glob(path("log-*")), *glob.glob(path("tmp", "**"), recursive=True)):
-        if os.path.isfile(name):
-            with open(name, encoding="utf-8", errors="replace") as file:
-                places[name] = file.read()
-    for place, text in places.items():
-        for leaked in secret:
-            assert leaked not in text, f"a secret is in {place}"
-
-
-def make_namespace(name: str) -> None:
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, f"playground-test={os.getpid()}")
-
-
-def path(*names: str) -> str:
-    return os.path.join(folder, *names)
-
-
-def gen_cert(*arguments: str, store: str = "key_store", **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([os.path.join(HERE, "gen_cert.sh"), *arguments], capture_output=True, text=True,
-                          env={**os.environ, "KEY_STORE": path(store), **environment})
-
-
-def kubectl(*arguments: str, stdin: str = "") -> str:
-    return subprocess.run(["kubectl", f"--kubeconfig={KUBECONFIG}", f"--namespace={namespace}", *arguments],
-                          input=stdin, capture_output=True, text=True, check=True).stdout
-
-
-def eventually(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
-        time.sleep(0.02)
-
-
-def template(name: str, **changes: Any) -> list[str]:
-    """Write a changed copy of mysql.yaml; return the options that name it. A change is a function of the three objects."""
-    with open(os.path.join(HERE, "k8s_templates", "mysql.yaml"), encoding="utf-8") as file:
-        objects = {item["kind"]: item for item in yaml.safe_load_all(file)}
-    for kind, change in changes.items():
-        change(objects[kind])
-    with open(path(name), "w", encoding="utf-8") as file:
-        yaml.safe_dump_all(objects.values(), file)
-    return [f"--templates={folder}", f"--db_template={name}"]
-
-
-class Running:
-    """A server process on a free port. Its end must be clean, and its log without tracebacks, warnings and passwords."""
-
-    def __init__(self, *options: str, kubeconfig: str = "", program: tuple[str, ...] = (os.path.join(HERE, "playground.py"),),
-                 python: tuple[str, ...] = ("-X", "dev", "-W", "error")) -> None:
-        self.log_path = tempfile.mktemp(prefix="log-", dir=folder)
-        store = path("key_store")
-        command = [sys.executable, *python, *program, "--host=127.0.0.1", "--port=0", f"--ca_crt={store}/ca/ca.crt",
-                   f"--server_key={store}/server/server.key", f"--server_crt={store}/server/server.crt", f"--namespace={namespace}",
-                   f"--kubectl={KUBECTL}", *options]
-        with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder,
-                                            env={**os.environ, "TMPDIR": path("tmp"), "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")})
-        servers.add(self.process.pid)
-        self.wait_for(lambda: self.lines("event=start ") or self.process.poll() is not None, "the server starts")
-        started = self.lines("event=start ")
-        if not started:
-            raise AssertionError(f"the server ended: {self.log()}")
-        self.port = int(re.findall(r"port=(\d+)", started[0])[0])
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        servers.discard(self.process.pid)
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # In development mode it says where each of its threads is.
-            code = self.process.wait()
-        if kind is None:
-            log = self.log()
-            assert code in (0, -signal.SIGKILL), f"exit status {code}: {log}"
-            for unwanted in ("Traceback", "Warning", "Exception ignored"):
-                assert unwanted not in log, log
-
-    def log(self) -> str:
-        with open(self.log_path, encoding="utf-8") as file:
-            return file.read()
-
-    def lines(self, text: str) -> list[str]:
-        return [line for line in self.log().splitlines() if text in line]
-
-    def kubectls(self) -> int:
-        return len(self.lines("event=kubectl verb="))
-
-    def known(self) -> Running:
-        """Wait until the server knows the cluster."""
-        self.wait_for(lambda: self.call("alice", "status")[1].get("cluster") == "ok", "the cluster is known")
-        return self
-
-    def wait_for(self, condition: Any, what: str) -> None:
-        """Wait for the server to get ready, before a with statement can end it."""
-        try:
-            eventually(condition, what)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def children(self) -> list[int]:
-        return descendants(self.process.pid)
-
-    def blind(self, resource: str) -> int:
-        """Stop the kubectl that watches a resource, so that the table gets late; return its pid."""
-        for pid in self.children():
-            with contextlib.suppress(FileNotFoundError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
-                if re.search(rf"/{resource}\?.*watch=1", file.read()):
-                    os.kill(pid, signal.SIGSTOP)
-                    return pid
-        raise AssertionError(f"no watch of {resource}")
-
-    def connect(self, client: str = "alice") -> ssl.SSLSocket:
-        return tls(client).wrap_socket(socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS), server_hostname="localhost")
-
-    def call(self, client: str, api: str, user_id: str | None = None) -> tuple[int, Any, dict[str, str]]:
-        """Call an API with curl as the README says, with a POST where one is due; return status, answer, header fields."""
-        store, url = path("key_store"), f"https://localhost:{self.port}/api/{api}"
-        command = ["curl", "-sS", "-D", "-", "--max-time", "60", "--cacert", f"{store}/ca/ca.crt",
-                   "--cert", f"{store}/{client}/{client}.crt", "--key", f"{store}/{client}/{client}.key"]
-        if api in ("create_db", "delete_db"):
-            command += ["-d", json.dumps({"user_id": user_id})]
-        elif user_id is not None:
-            url += f"?user_id={user_id}"
-        result = subprocess.run([*command, url], capture_output=True, text=True, check=True)
-        head, _, body = result.stdout.replace("\r\n", "\n").partition("\n\n")
-        status, *fields = head.splitlines()
-        return int(status.split()[1]), answered(json.loads(body)), dict(field.lower().split(": ", 1) for field in fields)
-
-    def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
-        """Ask for many databases in the same moment, each on a connection that is open already."""
-        with contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(self.connect()) for _ in user_ids]
-            for connection, user_id in zip(connections, user_ids):
-                body = json.dumps({"user_id": user_id}).encode()
-                connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                                   b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            answers = [receive_all(connection).partition(b"\r\n\r\n") for connection in connections]
-        return [(int(head.split()[1]), answered(json.loads(content))) for head, _, content in answers]
-
-    def raw(self, request: bytes) -> bytes:
-        """Send bytes on a connection of its own; return all that comes back until the server closes it."""
-        with self.connect() as connection:
-            connection.sendall(request)
-            return receive_all(connection)
-
-
-def receive_all(connection: socket.socket) -> bytes:
-    answer = b""
-    with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
-        while data := connection.recv(65536):
-            answer += data
-    return answer
-
-
-def tls(client: str) -> ssl.SSLContext:
-    store = path("key_store")
-    context = ssl.create_default_context(cafile=f"{store}/ca/ca.crt")
-    if client:
-        context.load_cert_chain(f"{store}/{client}/{client}.crt", f"{store}/{client}/{client}.key")
-    return context
-
-
-def stepping(offset: str) -> tuple[str, str]:
-    """Return the server as a program whose wall clock is off by the seconds in a file; nothing else of the machine is."""
-    return "-c", ("import sys, time\nreal = time.time\n"
-                  f"def stepped():\n    with open({offset!r}) as file: return real() + float(file.read() or 0)\n"
-                  f"time.time = stepped\nsys.path.insert(0, {HERE!r})\nimport playground\nsys.exit(playground.main())\n")
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for task in glob.glob(f"/proc/{pid}/task/*/children"):
-        with contextlib.suppress(OSError), open(task, encoding="utf-8") as file:  # A thread may have ended meanwhile.
-            found += [int(child) for child in file.read().split()]
-    return found + [grandchild for child in found for grandchild in descendants(child)]
-
-
-def running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # It may have ended by itself meanwhile.
-            os.kill(pid, signal.SIGKILL)
-
-
-def objects_of(user_id: str) -> list[str]:
-    listing = kubectl("get", "statefulset,service,secret", "-l", f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
-    return listing.split()
-
+setUpModule = harness.set_up
+tearDownModule = harness.tear_down
 
 # ---- Certificates ------------------------------------------------------------------------------------
 
@@ -399,7 +140,7 @@ class Certificates(unittest.TestCase):
         with open(path("slow/openssl"), "w", encoding="utf-8") as file:
             file.write('#!/bin/sh\ncase "$1 $2" in "x509 -req") sleep 5;; esac\nexec /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin openssl "$@"\n')
         os.chmod(path("slow/openssl"), 0o755)
-        process = subprocess.Popen([os.path.join(HERE, "gen_cert.sh"), "eve"], start_new_session=True, stderr=subprocess.DEVNULL,
+        process = subprocess.Popen([os.path.join(ROOT, "gen_cert.sh"), "eve"], start_new_session=True, stderr=subprocess.DEVNULL,
                                    env={**os.environ, "KEY_STORE": path("slow_store"), "PATH": path("slow") + ":" + os.environ["PATH"]})
         eventually(lambda: glob.glob(path("slow_store/.making.*/eve/request")) or os.path.exists(path("slow_store/ca/ca.crt")), "it is at work")
         os.killpg(process.pid, signal.SIGTERM)  # SIGINT is ignored by what a script started in the background.
@@ -621,7 +362,7 @@ FOUND = (
 @unittest.skipUnless(importlib.util.find_spec("h11"), "needs h11, which scripts/test installs")
 class Fuzzed(unittest.TestCase):
     def test_what_the_fuzzer_starts_from_and_has_found_once_holds(self) -> None:
-        specification = importlib.util.spec_from_file_location("fuzz", os.path.join(HERE, "scripts", "fuzz.py"))
+        specification = importlib.util.spec_from_file_location("fuzz", os.path.join(ROOT, "scripts", "fuzz.py"))
         assert specification and specification.loader
         fuzz = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(fuzz)
@@ -632,7 +373,7 @@ class Fuzzed(unittest.TestCase):
 
 class Start(unittest.TestCase):
     def refused(self, *options: str, **environment: str) -> str:
-        command = [sys.executable, os.path.join(HERE, "playground.py"), "--host=127.0.0.1", "--port=0", f"--namespace={namespace}"]
+        command = [sys.executable, os.path.join(ROOT, "playground.py"), "--host=127.0.0.1", "--port=0", f"--namespace={harness.namespace}"]
         for option in ("ca_crt=ca/ca.crt", "server_key=server/server.key", "server_crt=server/server.crt"):
             command.append("--" + option.replace("=", "=" + path("key_store/")))
         result = subprocess.run([*command, *options], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
@@ -669,8 +410,8 @@ class Start(unittest.TestCase):
         lacking("StatefulSet", lambda item: item.update(kind="Deployment"), "one StatefulSet")
         with open(path("broken.yaml"), "w", encoding="utf-8") as file:
             file.write("a: [")
-        self.assertIn("is not YAML", self.refused(f"--templates={folder}", "--db_template=broken.yaml"))
-        self.assertIn("No such file", self.refused(f"--templates={folder}", "--db_template=none.yaml"))
+        self.assertIn("is not YAML", self.refused(f"--templates={path()}", "--db_template=broken.yaml"))
+        self.assertIn("No such file", self.refused(f"--templates={path()}", "--db_template=none.yaml"))
 
     def test_missing_kubectl_and_port_in_use_are_named(self) -> None:
         self.assertIn("install kubectl", self.refused("--kubectl=no-such-program"))
@@ -681,7 +422,7 @@ class Start(unittest.TestCase):
         self.assertIn("--namespace", self.refused("--namespace=Not_One"))
 
     def test_help_gives_defaults_and_dashes_work_for_underscores(self) -> None:
-        output = subprocess.run([sys.executable, os.path.join(HERE, "playground.py"), "--help"], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--help"], capture_output=True, text=True, check=True).stdout
         self.assertIn("50052", output)
         self.assertIn("cannot be read", self.refused("--ca-crt=nowhere"))
 
@@ -1092,19 +833,19 @@ class Fortress(unittest.TestCase):
             return certificate["serialNumber"]
 
     def test_server_certificate_is_taken_up_when_both_its_files_have_changed(self) -> None:
-        options = self.key_store("renewed")
-        shutil.move(path("renewed/server"), path("old_server"))
-        self.assertEqual(gen_cert("server", store="renewed").returncode, 0)
-        shutil.move(path("renewed/server"), path("new_server"))
-        shutil.copytree(path("old_server"), path("renewed/server"))
+        options = self.key_store("exchanged")
+        shutil.move(path("exchanged/server"), path("old_server"))
+        self.assertEqual(gen_cert("server", store="exchanged").returncode, 0)
+        shutil.move(path("exchanged/server"), path("new_server"))
+        shutil.copytree(path("old_server"), path("exchanged/server"))
         with Running(*options) as server:
             old = self.serial(server)
-            os.replace(path("new_server/server.key"), path("renewed/server/server.key"))  # Renamed over.
+            os.replace(path("new_server/server.key"), path("exchanged/server/server.key"))  # Renamed over.
             eventually(lambda: server.lines('tls outcome="kept as it was"'), "the pair that does not match is noticed")
             self.assertEqual(self.serial(server), old)
             with server.connect() as connection:
                 self.assertTrue(self.is_answered(connection))
-                shutil.copyfile(path("new_server/server.crt"), path("renewed/server/server.crt"))  # Written in place.
+                shutil.copyfile(path("new_server/server.crt"), path("exchanged/server/server.crt"))  # Written in place.
                 eventually(lambda: self.serial(server) != old, "the new one is served")
                 self.assertTrue(self.is_answered(connection))  # Nobody else is let in than before: it goes on.
 
@@ -1246,14 +987,6 @@ class Ending(unittest.TestCase):
             self.assertEqual((status, "cannot run kubectl" in answer["error"]), (503, True))
 
 
-def stand_in(name: str, script: str) -> str:
-    """Make a program that runs a shell script and then, unless that ended it, kubectl; return the option that names it."""
-    with open(path(name), "w", encoding="utf-8") as file:
-        file.write(f'#!/bin/sh\n{script}\nexec {shutil.which(KUBECTL)} "$@"\n')
-    os.chmod(path(name), 0o755)
-    return f"--kubectl={path(name)}"
-
-
 def hanging() -> list[str]:
     return [stand_in("hanging", "exec sleep 1000")]
 
@@ -1261,24 +994,24 @@ def hanging() -> list[str]:
 class Packaging(unittest.TestCase):
     def test_drop_in_copy_runs_from_any_folder(self) -> None:
         os.makedirs(path("dropped"))
-        shutil.copy(os.path.join(HERE, "playground.py"), path("dropped"))
-        shutil.copytree(os.path.join(HERE, "k8s_templates"), path("dropped/k8s_templates"))
+        shutil.copy(os.path.join(ROOT, "playground.py"), path("dropped"))
+        shutil.copytree(os.path.join(ROOT, "k8s_templates"), path("dropped/k8s_templates"))
         with Running(program=(path("dropped/playground.py"),), kubeconfig=path("dead.kubeconfig")) as server:
             self.assertIn(f"template={path('dropped/k8s_templates/mysql.yaml')}", server.log())
 
     def test_wheel_brings_the_command_the_certificate_tool_and_the_templates(self) -> None:
-        shutil.copytree(HERE, path("source"), ignore=shutil.ignore_patterns(".git", ".venv", "key_store", "build"))
+        shutil.copytree(ROOT, path("source"), ignore=shutil.ignore_patterns(".git", ".venv", "key_store", "build"))
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", path("wheels"), path("source")], check=True, capture_output=True)
         subprocess.run([sys.executable, "-m", "venv", path("env")], check=True)
         python = path("env/bin/python")
         subprocess.run([python, *pip[1:], "install", *glob.glob(path("wheels/*.whl"))], check=True, capture_output=True)
         for command in ([path("env/bin/sqlflow_playground"), "--version"], [python, "-m", "playground", "--version"]):
-            output = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+            output = subprocess.run(command, cwd=path(), capture_output=True, text=True, check=True).stdout
             self.assertEqual(output, f"sqlflow_playground {playground.__version__}\n")
         found = subprocess.run([python, "-c", "import playground; print(len(playground.Template("
                                 "playground.parse_arguments([]).templates + '/mysql.yaml').objects))"],
-                               cwd=folder, capture_output=True, text=True, check=True).stdout
+                               cwd=path(), capture_output=True, text=True, check=True).stdout
         self.assertEqual(found, "3\n")
         self.assertEqual(subprocess.run([path("env/bin/gen_cert.sh"), "-h"], capture_output=True).returncode, 0)
 
@@ -1507,7 +1240,7 @@ class Databases(unittest.TestCase):
 
     def test_api_servers_error_that_quotes_a_password_reaches_neither_client_nor_log(self) -> None:
         options = template("number.yaml", Secret=lambda item: item["stringData"].update(port=3306))
-        cluster = playground.Cluster(playground.Kubectl("kubectl", "", namespace), playground.Template(path("number.yaml")), 0, 0, 0, 60)
+        cluster = playground.Cluster(playground.Kubectl("kubectl", "", harness.namespace), playground.Template(path("number.yaml")), 0, 0, 0, 60)
         self.assertIn("number.yaml", options[1])
         work = playground.Work(playground.Database(cluster, "mysql-quoted"), ("quoted", "alice"), cluster.creating)
         with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), self.assertLogs("playground") as logs, \
@@ -1540,10 +1273,7 @@ class Lifecycle(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        patched = unittest.mock.patch(f"{__name__}.namespace", f"{namespace}-{secrets.token_hex(4)}")  # pytest may come here again.
-        patched.start()
-        cls.addClassCleanup(patched.stop)
-        make_namespace(namespace)
+        harness.use_another_namespace(cls)
 
     def last_beat(self, user_id: str) -> str:
         return kubectl("get", "statefulset", f"mysql-{playground.slug(user_id)}", "-o",
@@ -1755,7 +1485,7 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual(server.call("alice", "create_db", "stuck")[0], 200)
 
     def test_namespace_that_goes_is_named_and_one_that_comes_back_is_used(self) -> None:
-        name = f"{namespace}-going"
+        name = f"{harness.namespace}-going"
         make_namespace(name)
         with Running(f"--namespace={name}").known() as server:
             self.assertEqual(server.call("alice", "create_db", "there")[0], 200)
@@ -1844,7 +1574,7 @@ class Troubles(unittest.TestCase):
         def check(**options: str) -> tuple[int, str]:
             store = path("key_store")
             files = {"ca_crt": f"{store}/ca/ca.crt", "server_key": f"{store}/server/server.key", "server_crt": f"{store}/server/server.crt", **options}
-            result = subprocess.run([sys.executable, os.path.join(HERE, "playground.py"), "--check", f"--namespace={namespace}",
+            result = subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--check", f"--namespace={harness.namespace}",
                                      f"--kubectl={KUBECTL}", *(f"--{name}={value}" for name, value in files.items())],
                                     capture_output=True, text=True, env={**os.environ, "KUBECONFIG": KUBECONFIG})
             self.assertEqual(result.stderr, "")
@@ -1856,7 +1586,7 @@ class Troubles(unittest.TestCase):
         code, said = check(crl="/lost.crl", db_template="lost.yaml")
         wrong = re.findall("^WRONG  start: (.*)", said, re.M)
         self.assertEqual((code, [line.partition(" cannot be ")[0] for line in wrong]),
-                         (1, ["--crl /lost.crl", f"the template {os.path.join(HERE, 'k8s_templates/lost.yaml')}"]))
+                         (1, ["--crl /lost.crl", f"the template {os.path.join(ROOT, 'k8s_templates/lost.yaml')}"]))
         self.assertIn("ok     right to list events", said)  # All the rest is tried all the same.
 
     def test_pod_that_never_gets_ready_is_503_with_the_reason_in_time(self) -> None:
