@@ -33,6 +33,7 @@ import yaml
 import playground
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEMPLATES = os.path.join(ROOT, "k8s_templates")
 KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
 REAL = bool(KUBECONFIG) and "PLAYGROUND_TEST_DEVCLUSTER" not in os.environ  # A whole Kubernetes API.
 KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
@@ -157,7 +158,7 @@ def eventually(condition: Any, what: str) -> None:
 
 def template(name: str, **changes: Any) -> list[str]:
     """Write a copy of mysql.yaml, a function changing a kind's object; return the options that name it."""
-    with open(os.path.join(ROOT, "k8s_templates", "mysql.yaml"), encoding="utf-8") as file:
+    with open(os.path.join(TEMPLATES, "mysql.yaml"), encoding="utf-8") as file:
         objects = {item["kind"]: item for item in yaml.safe_load_all(file)}
     for kind, change in changes.items():
         change(objects[kind])
@@ -340,3 +341,46 @@ def objects_of(user_id: str) -> list[str]:
     listing = kubectl("get", "statefulset,service,secret", "-l",
                       f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
     return listing.split()
+
+
+# ---- The templates ---------------------------------------------------------------------------------
+
+
+def read(*names: str) -> str:
+    with open(os.path.join(ROOT, *names), encoding="utf-8") as file:
+        return file.read()
+
+
+class Unique(yaml.SafeLoader):
+    """YAML as version 1.2 of its specification has it (section 3.2.1.1): the keys of a mapping differ."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) != len(keys):
+            raise yaml.YAMLError(f"a key comes twice in the mapping that begins{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def applied_once() -> dict[str, Any]:
+    """Return the objects of playground.yaml by kind; of several of a kind, by kind/name."""
+    objects = list(yaml.load_all(read(TEMPLATES, "playground.yaml"), Unique))
+    kinds = [item["kind"] for item in objects]
+    return {item["kind"] if kinds.count(item["kind"]) == 1
+            else f"{item['kind']}/{item['metadata']['name']}": item for item in objects}
+
+
+def moved(item: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """Return an object of playground.yaml as it is in another namespace."""
+    name = applied_once()["Namespace"]["metadata"]["name"]
+    result: dict[str, Any] = json.loads(re.sub(rf'"(name(?:space)?)": "{name}"', rf'"\1": "{namespace}"',
+                                               json.dumps(item)))
+    return result
+
+
+def databases() -> dict[str, list[dict[str, Any]]]:
+    """Return the objects that each template of a database makes, by its file's name."""
+    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
+    for name in names:
+        list(yaml.load_all(read(TEMPLATES, name), Unique))
+    values = {**playground.EXAMPLE, "now": playground.rfc3339(0)}
+    return {name: playground.Template(os.path.join(TEMPLATES, name)).fill(values) for name in names}
