@@ -6,24 +6,22 @@
 A client is known by its certificate. It asks over HTTPS for a database for one of its users; the
 server has kubectl create one and answers with the connection string that SQLFlow takes.
 
-The file reads as a request travels: limits; TLS and connections; HTTP; the API; what the cluster
-is known to hold; templates; kubectl; the command line. Who waits for whom:
+The file reads as a request travels: the server's loop; one connection; HTTP; the API; the cluster;
+then what these stand on: templates, kubectl, the TLS files, the log and the metrics, the command line.
 
-    thread                waits for                     bounded by
-    leader                a new connection, or the      HANDSHAKE_SECONDS or IDLE_SECONDS for each connection
-                          next bytes of any other
-    handshake threads     nothing: they compute
-    one a slow request    its client                    HEAD_, BODY_, ANSWER_SECONDS
-                          its user's database           CREATE_SECONDS, whatever the cluster does
-    watch, one a kind     kubectl's next line           WATCH_SECONDS, then the process group is killed
-    group workers         one kubectl for all who wait  KUBECTL_SECONDS, then the process group is killed
-    keep house, sweep     the clock                     RELOAD_SECONDS, --sweep_interval
+    thread               does                                          is waited for by
+    the loop (main)      all that concerns a connection: see Server    nobody, and waits for nobody
+    handshakes, two      OpenSSL's part of the handshakes              nobody: they post what came of it
+    tls files            reads the TLS files when they change          nobody: it posts them
+    log                  writes the log's lines                        nobody: what does not fit is dropped
+    watch, one a kind    reads a kubectl's next line                   nobody
+    groups, sweep        wait for one kubectl for all who want one     whoever asked for a database
+    one a slow request   waits for its user's database                 its client
 
-The leader answers by itself what can be answered at once; before it has to wait for anything else it has
-another thread lead (Leader/Followers: Schmidt and others, Pattern-Oriented Software Architecture 2). So a
-request is a slow one from the moment when it calls `step_aside`, and one thread answers all the others.
+The rule: one thread, the loop's, owns every connection. No other thread touches them; each computes or
+waits, and posts what came of it (Server.post). So strangers, however many, are no thread and no lock.
 
-Kubernetes is the only store. What is in memory comes from three watches and may be lost at any time.
+Kubernetes is the only store. What is in memory comes from watches and may be lost at any time.
 """
 
 from __future__ import annotations
@@ -38,8 +36,10 @@ import email.utils
 import errno
 import functools
 import hashlib
+import heapq
 import http.client
 import http.server
+import ipaddress
 import itertools
 import json
 import logging
@@ -65,7 +65,7 @@ import traceback
 import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, Callable, NamedTuple, NoReturn
+from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
 
 import yaml
 
@@ -86,64 +86,75 @@ MAX_BODY_BYTES = 16 * 1024
 # Characters of a user id after normalisation; 400 beyond it.
 MAX_USER_ID_CHARACTERS = 64
 
-# The whole TLS handshake, the whole request head from its first byte, the whole body, the whole
-# answer: the connection ends beyond each (after a 408 where one can be heard), that of a handshake up to a
-# second later. A slow mobile link needs 2 s; whoever sends a byte a second gets no more than these.
+# The whole TLS handshake, the whole request head from its first byte, the whole body, the whole answer: the
+# connection ends beyond each, after a 408 where one can be heard. A slow mobile link needs 2 s; whoever
+# sends a byte a second gets no more than these.
 HANDSHAKE_SECONDS = 10.0
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
 # A kept connection without a request; it is closed beyond it. As long as nginx keeps them.
 IDLE_SECONDS = 75.0
-# What a refused client may still be sending is read and dropped up to these, so that it sees the
-# answer instead of a reset connection; then the connection ends all the same.
-DRAIN_SECONDS = 1.0
-DRAIN_BYTES = 1024 * 1024
+# What a refused client may still be sending is read and dropped up to these, so that it sees the alert or
+# the answer instead of a reset connection; then the connection ends all the same.
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 1024 * 1024
 
-# Connections without a certificate so far; beyond it the oldest one of the address that holds most of
-# them makes room. With strangers opening 1,000 connections a second from one address, one that is slow
-# by itself has 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is
-# not touched at all while any address holds more. It does not bound the rate of handshakes.
+# Taken from the network at once, of one connection; the rest waits until the others had their turn. A
+# certificate and a request fit. Filled with the smallest records there are, it is 3 ms of work.
+READ_BYTES = 8 * 1024
+# Requests of one connection answered at once, of those that it sent ahead: some 2 ms. As for READ_BYTES.
+REQUESTS_A_TURN = 16
+
+# Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which one
+# customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections a
+# second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which takes
+# 10 ms; one from another address is not touched at all while any holds more. It does not bound their rate.
 MAX_HANDSHAKES = 256
-# Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten in one
-# with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
+# Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten in
+# one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
 MAX_HANDSHAKE_READS = 50
-# Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some 0.3 ms
-# for each of a handshake's two steps: with two threads the leader goes on meanwhile, and both cores are of use.
+# Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some
+# 0.3 ms for each of a handshake's two steps: the loop goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
-# Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the
-# new one gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request, and a
-# thread while a request is slow, of 100 KB.
+# Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the new one
+# gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request.
 MAX_CONNECTIONS = 1000
 # Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
-# longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a
-# connection for each; four such clients fit.
+# longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a connection
+# for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
-# Connections the kernel keeps until the leader accepts them; a class that starts together overflows the standard
+# Connections the kernel keeps until the loop accepts them; a class that starts together overflows the standard
 # library's 5. Linux cuts it to net.core.somaxconn.
 LISTEN_BACKLOG = 1024
-# File descriptors: the connections, three pipes for each kubectl, and some for the rest. The process's
-# limit is raised to it at start, which fails where it cannot be.
+# File descriptors: the connections, three for each kubectl, and some for the rest. The process's limit is
+# raised to it at start, which fails where it cannot be.
 MAX_OPEN_FILES = MAX_CONNECTIONS + MAX_HANDSHAKES + 144
 
 # How often the TLS files are looked at. A change is taken up once it has stayed for as long, so that a file
 # that is being written is not read: clients that were revoked are gone after 2 to 3 of these.
 RELOAD_SECONDS = 1.0
-# Refused handshakes of one address for one reason are one line of the log in this time, with their number;
-# so is a certificate that has ended.
+# Refused handshakes: so many lines of the log in this time, each for one address and reason and with their
+# number, first when they come and again at its end; the rest is one line a reason.
 REFUSALS_SECONDS = 60.0
+REFUSAL_LINES = 20
 # Addresses and reasons told apart in it, some 300 bytes each; further addresses are counted as "others".
 MAX_REFUSALS = 1000
 # Before a certificate or the revocation list ends, and nobody gets in: a warning a day.
 EXPIRY_WARNING_SECONDS = 30 * 86400.0
+# Lines of the log that wait to be written, some 200 bytes each; more are dropped and counted. A second of a
+# full load. They are written so much later at most, many at once: a thread woken for each would cost a fifth
+# of all requests.
+MAX_LOG_LINES = 10_000
+LOG_SECONDS = 0.02
 
-# create_db's answer, counted from the request; 503 with the reason beyond it, and creation goes on.
-# The notebook plug-in hangs up after 20 s; half a second of it is the network's.
+# create_db's answer, counted from the request; 503 with the reason beyond it, and creation goes on. The
+# notebook plug-in hangs up after 20 s; half a second of it is the network's.
 CREATE_SECONDS = 17.5
 # Before that time is up, this much is for asking the cluster why a database is not ready.
 REASON_SECONDS = 2.5
-# A refused heart beat's answer is held back this long: the plug-in's loop never sleeps after one. Such
-# a client holds one thread and makes one request a second.
+# A refused heart beat's answer is held back this long: the plug-in's loop never sleeps after one. Such a
+# client makes one request a second.
 REFUSED_BEAT_SECONDS = 1.0
 # What was just created shows in the watches within milliseconds; only beyond this is it missing again.
 SETTLE_SECONDS = 2.0
@@ -154,8 +165,8 @@ KUBECTL_SECONDS = 30.0
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
 # A group leaves when nobody has joined it for the first, and at the latest after the second. A class that starts
-# together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a user who is a
-# moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
+# together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a user who is
+# a moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
 GATHER_SECONDS = (0.03, 0.3)
 # Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
 CREATING_KUBECTLS = 2
@@ -168,6 +179,10 @@ SWEPT_PER_ROUND = 30
 # beat again. Some 200 bytes each.
 MAX_EARLY_BEATS = 10_000
 
+# Objects in a page of a listing, 1 to 4 MB; so many are read, and then taken into the table, at once.
+PAGE_OBJECTS = 500
+# Of these, in one go while nobody can look into the table: some 2 ms.
+PORTION_OBJECTS = 100
 # One watch; it is started again from where it was beyond it. Starting three kubectls a minute costs 0.3 s
 # of one core. One whose connection has died silently is killed the grace later: for so long the table can
 # be stale.
@@ -183,27 +198,827 @@ STOP_SECONDS = 20.0
 LAST_BEATS_SECONDS = 5.0
 
 
-# ---- Errors and the log -----------------------------------------------------------------------------
+# ---- The server: its loop, and who is in --------------------------------------------------------------
 
-log = logging.getLogger("playground")
-log.addHandler(logging.NullHandler())  # Until `main` has it written to stderr.
-PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
+Step = Callable[[], object]
 
 
-def logfmt(event: str, **fields: object) -> str:
-    """Format an event and key=value pairs for the log; values that are not plain become JSON strings, so that none can forge a line."""
-    def quote(value: object) -> str:
-        text = f"{value:.1f}" if isinstance(value, float) else str(value)
-        return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
-    return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
+class Server(http.server.ThreadingHTTPServer):
+    """The loop, on which everything about connections happens, one step after the other.
+
+    A step is due because a socket has something (the selector), because another thread posted it, or because its
+    time has come (the heap of timers). None waits for anything; what has to be computed or waited for is given to
+    another thread, which posts a step. So no step needs a lock, and none sees another's half-done work.
+    """
+
+    request_queue_size = LISTEN_BACKLOG
+
+    def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
+                 max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT, ready_file: str = "") -> None:
+        """Listen on (host, port); 0 connections are no limit.
+
+        Raises OSError if the port is in use or not ours to listen on, and Refusal of a TLS file.
+        """
+        self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
+        self.max_connections_per_client, self.ready_file = max_connections_per_client, ready_file
+        self.started, self.stop_at = time.monotonic(), float("inf")
+        # How often it has changed who is let in. A connection of an older generation may be anybody's.
+        self.generation = 0
+        # In the order of arrival, and of coming to rest: the first is the oldest.
+        self.strangers: dict[Connection, None] = {}
+        self.clients: dict[Connection, None] = {}
+        self.idle: dict[Connection, None] = {}
+        self.held: collections.Counter[str] = collections.Counter()  # Connections by client.
+        self.to_compute: dict[Connection, None] = {}  # Whose handshakes wait for a thread,
+        self.computing = 0  # and how many are with one.
+        self.handshakes: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self.refusals = Refusals()
+        self.reloads: queue.SimpleQueue[None] = queue.SimpleQueue()  # Of the TLS files, ordered by SIGHUP.
+        self.timers: list[tuple[float, int, Step]] = []
+        self.order = itertools.count()  # Of two timers of one moment the older one is first.
+        self.posted: collections.deque[Step] = collections.deque()
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Connection)  # type: ignore[arg-type]
+        self.selector = selectors.DefaultSelector()  # With each file, the step that it makes due.
+        self.bell, self.ear = socket.socketpair()
+        self.rung = False
+        for end in (self.bell, self.ear, self.socket):
+            end.setblocking(False)
+        self.selector.register(self.ear, selectors.EVENT_READ, self.hear_bell)
+
+    def server_bind(self) -> None:
+        """Bind without looking up our own name in DNS, as HTTPServer would."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    # -- the loop
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Take the steps that are due until the server was told to stop and has answered all, or STOP_SECONDS after."""
+        for _ in range(HANDSHAKE_THREADS):
+            threading.Thread(target=self.compute_handshakes, name="handshakes", daemon=True).start()
+        self.attempt(self.keep_house)
+        while not self.stopping() or (self.clients or self.strangers) and time.monotonic() < self.stop_at:
+            pause = max(self.timers[0][0] - time.monotonic(), 0) if self.timers else None
+            for key, events in self.selector.select(pause):
+                key.data(events)
+            self.service_actions()
+
+    def service_actions(self) -> None:
+        """Take the steps that were posted, and those whose time has come."""
+        for _ in range(len(self.posted)):  # What these post is for the next time: others come in between.
+            self.attempt(self.posted.popleft())
+        now = time.monotonic()
+        while self.timers and self.timers[0][0] <= now:
+            self.attempt(heapq.heappop(self.timers)[2])
+
+    def attempt(self, step: Step) -> None:
+        """Take a step; whatever is wrong with it, the loop goes on."""
+        try:
+            step()
+        except Exception:
+            log.error(logfmt("loop", error=traceback.format_exc()))
+
+    def post(self, step: Step) -> None:
+        """Have the loop take a step. All that other threads, and handlers of signals, may do to it."""
+        self.posted.append(step)
+        if not self.rung:
+            self.rung = True
+            with contextlib.suppress(OSError):
+                self.bell.send(b"\0")
+
+    def hear_bell(self, events: int) -> None:
+        """Wake up for what was posted, or for a signal's handler to run."""
+        self.ear.recv(4096)
+        self.rung = False
+
+    def call_at(self, moment: float, step: Step) -> None:
+        """Have the loop take a step at a moment, by time.monotonic."""
+        heapq.heappush(self.timers, (moment, next(self.order), step))
+
+    # -- a connection comes
+
+    def listen(self) -> None:
+        """Accept connections: from the start, and again after descriptors or memory ran out."""
+        if not self.stopping() and self.socket not in self.selector.get_map():
+            self.selector.register(self.socket, selectors.EVENT_READ, self.accept)
+
+    def accept(self, events: int) -> None:
+        """Take up one connection, as BaseServer's own loop would; the next one has its turn after others' steps."""
+        self._handle_request_noblock()  # type: ignore[attr-defined]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept one connection, without a byte read or written."""
+        try:
+            request, address = self.socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
+            raise
+        try:
+            request.setblocking(False)
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        except OSError:
+            request.close()
+            raise
+        return request, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Let everybody in; if there are too many strangers, the oldest of the network with most of them makes room."""
+        if len(self.strangers) >= MAX_HANDSHAKES:
+            crowd = collections.Counter(stranger.network for stranger in self.strangers).most_common(1)[0][0]
+            next(stranger for stranger in self.strangers if stranger.network == crowd).make_room()
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Leave the connection to a Connection, which the loop serves."""
+        self.finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what serving a connection did not expect."""
+        log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
+
+    # -- it becomes a client's
+
+    def compute(self, connection: Connection) -> None:
+        """Have a thread go on with a connection's handshake; it posts to Connection.take_up what came of it."""
+        self.to_compute[connection] = None
+        self.hand_out()
+
+    def hand_out(self) -> None:
+        """Keep the threads busy: who has made room meanwhile is not in their queue, which is never longer than twice them."""
+        while self.to_compute and self.computing < 2 * HANDSHAKE_THREADS:
+            connection = next(iter(self.to_compute))
+            del self.to_compute[connection]
+            self.computing += 1
+            self.handshakes.put(connection)
+
+    def compute_handshakes(self) -> NoReturn:
+        """Compute handshakes, as a thread; of a connection it uses nothing but the TLS in memory."""
+        while True:
+            connection = self.handshakes.get()
+            self.post(functools.partial(self.take_computed, connection, shake_hands(connection.tls)))
+
+    def take_computed(self, connection: Connection, outcome: Handshake) -> None:
+        """Go on with a connection whose handshake was computed."""
+        self.computing -= 1
+        self.hand_out()
+        connection.take(connection.take_up, outcome)
+
+    def admit(self, connection: Connection, client: str, certificate: dict[str, Any]) -> bool:
+        """Count a connection as a client's; return False if there is no room for it. Raises ValueError if it is nobody's."""
+        serial, ends = int(certificate["serialNumber"], 16), certificate_end(certificate["notAfter"])
+        if connection.generation != self.generation:
+            raise ValueError("the CA or the revocation list changed meanwhile")
+        # OpenSSL has checked these, but not again for a session that is resumed.
+        if serial in self.tls.revoked or min(ends, self.tls.expiries.get("crl", ends)) < time.time():
+            raise ValueError("the certificate of the resumed session is no longer good")
+        # A client at its own limit makes room among its own, which is room for all.
+        crowded = 0 < self.max_connections_per_client <= self.held[client]
+        if crowded or len(self.clients) >= MAX_CONNECTIONS:
+            longest_idle = next((other for other in self.idle if not crowded or other.client == client), None)
+            if not longest_idle:
+                return False
+            longest_idle.take(longest_idle.leave)
+        connection.client, connection.serial, connection.ends = client, serial, ends
+        del self.strangers[connection]
+        self.clients[connection] = None
+        self.held[client] += 1
+        return True
+
+    # -- it ends
+
+    def forget(self, connection: Connection) -> None:
+        """Take a connection out of every table."""
+        for table in (self.strangers, self.idle, self.to_compute):
+            table.pop(connection, None)
+        if connection in self.clients:
+            del self.clients[connection]
+            self.held[connection.client] -= 1
+            if not self.held[connection.client]:
+                del self.held[connection.client]
+
+    def over(self, connection: Connection) -> bool:
+        """Tell whether a client's connection is to end: the standard library cannot check its certificate again."""
+        return (self.stopping() or connection.generation != self.generation
+                or time.time() > min(connection.ends, self.tls.expiries.get("crl", float("inf"))))
+
+    def keep_house(self) -> None:
+        """Every second, do what no event tells of."""
+        self.call_at(time.monotonic() + RELOAD_SECONDS, self.keep_house)
+        self.listen()
+        for connection in [client for client in self.idle if self.over(client)]:
+            connection.take(connection.leave)
+        self.refusals.flush()
+        self.cluster.kubectl.reap()
+        if self.ready_file and self.cluster.status() == "ok":
+            open(self.ready_file, "w", encoding="utf-8").close()
+            self.ready_file = ""
+
+    def take_files(self, tls: Tls) -> None:
+        """Take new TLS files for new connections. A change of who is let in ends the older ones.
+
+        Those of revoked certificates and idle ones end at once, others with their answer.
+        """
+        changed, self.tls = tls.trusted != self.tls.trusted, tls
+        if changed:
+            self.generation += 1
+            for connection in list(self.clients):
+                if connection in self.idle or connection.serial in tls.revoked:
+                    connection.take(connection.leave)
+        log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
+
+    def bridge(self, job: Callable[[], Said], then: Callable[[Outcome], object]) -> None:
+        """Have a thread of its own wait for a slow answer."""
+        def wait() -> None:
+            outcome = outcome_of(job)
+            self.post(lambda: then(outcome))
+        try:
+            threading.Thread(target=wait, daemon=True).start()
+        except RuntimeError:
+            then(failed(unavailable("this server is out of threads: ask again later")))
+
+    def shutdown(self) -> None:
+        """Have the loop end once what is in flight is answered, from any thread or signal, without waiting for it."""
+        self.post(self.stop)
+
+    def stop(self) -> None:
+        """Stop accepting, and end the connections that are idle."""
+        if not self.stopping():
+            self.stop_at = time.monotonic() + STOP_SECONDS
+            self.call_at(self.stop_at, lambda: None)  # Wakes the loop, which then ends.
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(self.socket)
+            self.server_close()
+            for connection in [*self.idle, *self.strangers]:
+                connection.take(connection.leave)
+
+    def stopping(self) -> bool:
+        """Tell whether the server was told to stop."""
+        return self.stop_at < float("inf")
 
 
-class LogLine(logging.Formatter):
-    """Formats a record as one line, with the time in UTC."""
+# ---- A connection ------------------------------------------------------------------------------------
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        return f"time={rfc3339(int(record.created))} level={record.levelname} event={record.getMessage()}"
+# What one record of TLS holds at most (RFC 8446, section 5.1).
+MAX_RECORD_BYTES = 2 ** 14
+NOT_YET = (BlockingIOError, ssl.SSLWantReadError)
+Handshake = Union[dict[str, Any], Exception]  # The certificate that was shown, or what is wrong or not here yet.
+
+
+class Connection:
+    """A stranger's connection and, once its handshake is done, a client's: see STATES for what it may do when.
+
+    TLS works in memory. So the threads that compute handshakes touch no socket, one that has to go can be closed
+    at any moment, and a step of the loop reads READ_BYTES at most, whatever a client sends: OpenSSL on a socket
+    goes on reading for as long as records without data (KeyUpdate) come.
+    """
+
+    def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
+        self.socket, self.address, self.server = request, client_address, server
+        self.network = network(client_address[0])
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.generation = server.generation
+        self.client, self.serial, self.ends = "", 0, float("inf")
+        self.handshake_reads, self.opening = 0, b""
+        self.buffer, self.searched = b"", 0  # What has come of a request, and how much of it holds no end of a head.
+        self.head: Request | None = None  # Whose body is awaited.
+        self.exchange = NO_EXCHANGE
+        self.unsent = b""
+        self.leaving = self.lingers = False  # After what is unsent.
+        self.dropped = 0
+        self.listens = 0  # For which of the selector's events.
+        self.state = "handshake"
+        self.deadline = self.alarm = time.monotonic() + HANDSHAKE_SECONDS
+        server.call_at(self.alarm, self.ring)
+        server.strangers[self] = None
+        self.enter("handshake")
+
+    # -- what any state does
+
+    def enter(self, name: str) -> None:
+        """Go over into a state: listen for what it waits for, with its deadline."""
+        self.state, state = name, STATES[name]
+        self.server.idle.pop(self, None)
+        if name == "idle":
+            self.server.idle[self] = None
+        if state.seconds:
+            self.deadline = time.monotonic() + state.seconds
+            if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
+                self.alarm = self.deadline
+                self.server.call_at(self.alarm, self.ring)
+        if state.waits_for:
+            self.listen(state.waits_for)
+
+    def listen(self, events: int) -> None:
+        """Have the selector tell of these events."""
+        if events == self.listens:
+            return
+        selector, was, self.listens = self.server.selector, self.listens, events
+        if not was:
+            selector.register(self.socket, events, self.hear)
+        elif events:
+            selector.modify(self.socket, events, self.hear)
+        else:
+            selector.unregister(self.socket)
+
+    def hear(self, events: int) -> None:
+        """Do something about bytes that have come, or that can go."""
+        state = STATES[self.state]
+        if not events & state.waits_for:
+            self.listen(0)  # They are early, and heard of again by the state that waits for them.
+        else:
+            self.take(state.go_on, self)
+
+    def ring(self) -> None:
+        """Do what the state wants at its deadline, if that has come."""
+        now = time.monotonic()
+        if self.state == "closed" or now < self.alarm:
+            return  # The alarm was set anew for an earlier moment, and has rung.
+        self.alarm = float("inf")
+        if now >= self.deadline and STATES[self.state].late:
+            self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
+        if self.state != "closed" and self.alarm == float("inf"):
+            self.alarm = self.deadline if self.deadline > now else now + LINGER_SECONDS
+            self.server.call_at(self.alarm, self.ring)
+
+    def take(self, step: Callable[..., object], *arguments: Any) -> None:
+        """Take a step; what goes wrong in it ends this connection and nothing else."""
+        try:
+            if self.state != "closed":
+                step(*arguments)
+        except OSError:  # A client that hangs up is nothing to report.
+            with contextlib.suppress(OSError):
+                self.flush()  # TLS may have said why.
+            self.close()
+        except Exception:
+            self.server.handle_error(self.socket, self.address)
+            self.close()
+
+    def flush(self) -> bool:
+        """Send what there is to be sent, as far as the client takes it; return whether that was all."""
+        if self.outgoing.pending:
+            self.unsent += self.outgoing.read()
+        if self.unsent:
+            with contextlib.suppress(BlockingIOError):
+                self.unsent = self.unsent[self.socket.send(self.unsent):]
+        return not self.unsent
+
+    # -- a stranger's handshake
+
+    def shake(self) -> None:
+        """Have the handshake go on with the bytes that have come."""
+        data = self.socket.recv(READ_BYTES)
+        self.handshake_reads += 1
+        if not data:
+            self.count_refusal("hung up")
+            return self.close()
+        self.opening = (self.opening + data)[:len(b"OPTIONS / HTTP/1.1")]
+        if self.handshake_reads > MAX_HANDSHAKE_READS:
+            return self.refuse("came in too many pieces")
+        self.incoming.write(data)
+        self.enter("computing")
+        return self.server.compute(self)
+
+    def take_up(self, outcome: Handshake) -> None:
+        """Go on with what the handshake came to: wait for more of it, refuse it, or learn who the client is."""
+        if time.monotonic() >= self.deadline:
+            return self.time_out()
+        if isinstance(outcome, ssl.SSLWantReadError):
+            if not self.flush():
+                raise ConnectionError("does not read")  # A new connection's buffers hold all that is said.
+            return self.enter("handshake")
+        if isinstance(outcome, Exception):
+            return self.refuse(why_refused(outcome))
+        try:
+            room = self.server.admit(self, common_name(outcome), outcome)
+        except ValueError as error:
+            return self.refuse(str(error))
+        self.started = time.monotonic()
+        if not room:
+            self.count_refusal("too many connections")
+            return self.send(failed(unavailable(NO_ROOM)), keep=False)
+        self.enter("idle")
+        return self.advance()  # A first request may have come with the handshake's end.
+
+    def time_out(self) -> None:
+        """End a handshake that takes too long."""
+        self.count_refusal("timed out")
+        self.close()
+
+    def make_room(self) -> None:
+        """End a stranger's connection for another's sake."""
+        if self.state != "lingering":
+            self.count_refusal("made room for others")
+        self.close()
+
+    def refuse(self, reason: str) -> None:
+        """Count a handshake that failed, and let the stranger hear why: the alert, or to whoever speaks plain HTTP a 400."""
+        self.count_refusal(reason)
+        if HTTP_REQUEST.match(self.opening):
+            self.outgoing.read()
+            self.unsent = response(failed(ApiError(400, "this server speaks HTTPS: ask for https:// instead")), keep=False)
+        self.flush()
+        self.linger()
+
+    def count_refusal(self, reason: str) -> None:
+        """Have a refused handshake counted and logged."""
+        self.server.refusals.add(self.network, reason)
+
+    # -- a client's requests
+
+    def read(self) -> None:
+        """Take up what has come, and answer what it completes."""
+        if self.state == "idle":
+            if self.server.over(self):
+                return self.leave()
+            self.started = time.monotonic()
+        self.pull()
+        return self.advance()
+
+    def pull(self) -> bool:
+        """Add the next record to the buffer, with one read from the network at most; return False if it is not here yet.
+
+        Raises ConnectionError at the connection's end.
+        """
+        try:
+            if not self.incoming.pending and not self.incoming.write(self.socket.recv(READ_BYTES)):
+                raise ConnectionError("hung up")
+            data = self.tls.read(MAX_RECORD_BYTES)
+        except NOT_YET:
+            return False
+        if not data:
+            raise ConnectionError("said good-bye")
+        self.buffer += data
+        return True
+
+    def advance(self) -> None:
+        """Answer the requests that have come whole, a few at most; then wait for the rest, or for one's turn."""
+        for _ in range(REQUESTS_A_TURN):
+            try:
+                request = self.next_request()
+            except ApiError as error:  # Nobody knows where the next request starts.
+                return self.answer(failed(error))
+            if not request:
+                return self.rest()
+            self.serve(request)
+            if self.state != "idle":
+                return None
+        self.enter("waiting")
+        return self.server.post(functools.partial(self.take, self.advance))
+
+    def next_request(self) -> Request | None:
+        """Take a request out of the buffer, reading on in what has come; None if it is not whole. Raises ApiError."""
+        while True:
+            if not self.head:
+                self.head, self.buffer = take_head(self.buffer, self.searched)
+                self.searched = 0 if self.head else len(self.buffer)
+            if self.head and len(self.buffer) >= self.head.length:
+                request, length, self.head = self.head, self.head.length, None
+                body, self.buffer = self.buffer[:length], self.buffer[length:]
+                return request._replace(body=body)
+            if not self.incoming.pending or not self.pull():
+                return None
+
+    def rest(self) -> None:
+        """Wait for the rest of a request, or for the next one, during which this connection may be ended without loss."""
+        state = "body" if self.head else "idle" if self.buffer in (b"", b"\r\n") else "head"
+        if self.head and self.head.expects:
+            self.tls.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.head = self.head._replace(expects=False)
+        if not self.flush():
+            self.enter("answering")
+        elif state != self.state:  # What a state has been given is the time for all of it.
+            self.enter(state)
+        else:
+            self.listen(selectors.EVENT_READ)
+
+    def serve(self, request: Request) -> None:
+        """Have the API answer a request: now, or once it can."""
+        self.exchange = Exchange(request.method, api_name(request.path), "-", request.keep_alive)
+        outcome = outcome_of(lambda: self.call(request))
+        if not callable(outcome.answer):
+            return self.answer(outcome)
+        self.enter("waiting")
+        return self.server.bridge(outcome.answer, lambda later: self.take(self.resume, lambda: self.answer(later)))
+
+    def call(self, request: Request) -> Answer:
+        """Call the function that a request asks for. Raises ApiError."""
+        if not self.client:
+            raise ApiError(403, NAMELESS)
+        function, parameters = route(request)
+        self.exchange = self.exchange._replace(user=parameters.get("user_id", "-"))
+        return function(self.server, self.client, self.started + CREATE_SECONDS, **parameters)
+
+    def answer(self, outcome: Outcome) -> None:
+        """Log and count an answer, and send it; a refused heart beat's a moment later."""
+        exchange, self.exchange = self.exchange, NO_EXCHANGE
+        taken = time.monotonic() - self.started
+        known = exchange.api if exchange.api in API else "-"  # What clients make up is no label.
+        metrics.add("requests_total", api=known, status=str(outcome.status))
+        metrics.add("request_seconds", taken, api=known)
+        log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
+            "request", client=self.client or "-", method=exchange.method, api=exchange.api, user=exchange.user,
+            status=outcome.status, ms=taken * 1000))
+        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
+        if exchange.api != "heart_beat" or outcome.status < 400:
+            return send()
+        self.enter("waiting")  # The plug-in repeats at once, for ever, what is not answered 200.
+        return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS, lambda: self.take(self.resume, send))
+
+    def resume(self, step: Step) -> None:
+        """Take the step that was awaited, and then those requests that have come meanwhile."""
+        step()
+        if self.state == "idle":
+            self.advance()
+
+    def send(self, outcome: Outcome, keep: bool, method: str = "-") -> None:
+        """Send an answer, the last one together with the good-bye."""
+        self.leaving, self.lingers = not keep or self.server.over(self), not keep and outcome.status >= 400
+        self.tls.write(response(outcome, not self.leaving, method))
+        if self.leaving:
+            self.say_good_bye()
+        self.write()
+
+    def write(self) -> None:
+        """Send on; when all has gone, end the connection if that was its last answer."""
+        if not self.flush():
+            if self.state != "answering":
+                self.enter("answering")
+        elif not self.leaving:
+            self.started = time.monotonic()
+            self.enter("idle")
+        elif self.lingers:
+            self.linger()
+        else:
+            self.close()
+
+    def complain(self) -> None:
+        """Tell a client that its request did not arrive in time."""
+        self.answer(failed(ApiError(408, "the request did not arrive in time: send it again, faster")))
+
+    # -- its end
+
+    def say_good_bye(self) -> None:
+        """Have TLS say that nothing follows; the client's own good-bye may come later, or never."""
+        with contextlib.suppress(OSError):
+            self.tls.unwrap()
+
+    def leave(self) -> None:
+        """End a connection on which nothing is in flight."""
+        if self in self.server.clients:  # A stranger's TLS may be with a thread.
+            self.say_good_bye()
+            self.flush()
+        self.close()
+
+    def linger(self) -> None:
+        """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
+        self.socket.shutdown(socket.SHUT_WR)
+        self.enter("lingering")
+
+    def drop(self) -> None:
+        """Drop what a refused client is still sending."""
+        data = self.socket.recv(MAX_RECORD_BYTES)
+        self.dropped += len(data)
+        if not data or self.dropped > LINGER_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection, whatever is in flight."""
+        if self.state != "closed":
+            self.enter("closed")
+            self.listen(0)
+            self.server.forget(self)
+            self.server.close_request(self.socket)
+
+
+class State(NamedTuple):
+    """One row of STATES; an event that a state does not wait for stays with the kernel until another state does."""
+
+    waits_for: int  # Of the selector's events.
+    seconds: float  # For how long; 0 if the deadline of the state before goes on.
+    go_on: Callable[..., object]  # Called by the selector's events; of those without, by who it waits for.
+    late: Callable[[Connection], object] | None  # At the deadline.
+
+
+READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
+STATES = {
+    "handshake": State(READ, 0, Connection.shake, Connection.time_out),
+    # With one of the threads, or in their queue; take_up looks at the deadline.
+    "computing": State(NOTHING, 0, Connection.take_up, None),
+    # Nothing of a request is here. The only state that may be ended for others' sake.
+    "idle": State(READ, IDLE_SECONDS, Connection.read, Connection.leave),
+    "head": State(READ, HEAD_SECONDS, Connection.read, Connection.complain),
+    "body": State(READ, BODY_SECONDS, Connection.read, Connection.complain),
+    # Its answer is awaited from elsewhere, which has a deadline of its own; or its turn is.
+    "waiting": State(NOTHING, 0, Connection.answer, None),
+    "answering": State(WRITE, ANSWER_SECONDS, lambda connection: connection.resume(connection.write), Connection.close),
+    # Nothing more is said; what still comes is dropped.
+    "lingering": State(READ, LINGER_SECONDS, Connection.drop, Connection.close),
+    "closed": State(NOTHING, 0, Connection.close, None),
+}
+
+
+class Exchange(NamedTuple):
+    """What is told of a request in the log, and decides about the connection after its answer."""
+
+    method: str
+    api: str
+    user: str
+    keep_alive: bool
+
+
+NO_EXCHANGE = Exchange("-", "-", "-", False)
+
+
+def shake_hands(tls: ssl.SSLObject) -> Handshake:
+    """Go on with a handshake; return the client's certificate at its end."""
+    try:
+        tls.do_handshake()
+        return tls.getpeercert() or {}
+    except Exception as error:
+        return error
+
+
+def network(address: str) -> str:
+    """Return what a stranger cannot change at will: an IPv4 address, or an IPv6 address's /64."""
+    if ":" not in address:
+        return address
+    parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(parsed.ipv4_mapped or ipaddress.IPv6Network((parsed, 64), strict=False))
+
+
+def common_name(certificate: dict[str, Any]) -> str:
+    """Return the certificate's common name, the client; empty unless there is exactly one, not empty."""
+    names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
+    return str(names[0]) if len(names) == 1 and names[0].strip() else ""
+
+
+def why_refused(error: Exception) -> str:
+    """Return why a handshake failed, in few words that are the same for the same reason."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return "hung up" if isinstance(error, OSError) else type(error).__name__
+
+
+# The same certificates come again and again, and reading a time takes as long as parsing a request.
+certificate_end = functools.lru_cache(MAX_CONNECTIONS)(ssl.cert_time_to_seconds)
+
+
+class Refusals:
+    """Counts refused handshakes by address and reason, and logs them: see REFUSAL_LINES."""
+
+    def __init__(self) -> None:
+        self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.told: set[tuple[str, str]] = set()
+        self.ends = time.monotonic() + REFUSALS_SECONDS
+
+    def add(self, address: str, reason: str) -> None:
+        """Count one; it is logged by a later `flush`."""
+        metrics.add("handshakes_refused_total", reason=reason)
+        known = len(self.counts) < MAX_REFUSALS or (address, reason) in self.counts
+        self.counts[address if known else "others", reason] += 1
+
+    def flush(self, everything: bool = False) -> None:
+        """Log who is refused for the first time and, when the time is up or everything is to be told, the rest."""
+        if everything or time.monotonic() >= self.ends:
+            self.told.clear()
+            self.ends = time.monotonic() + REFUSALS_SECONDS
+            self.tell(REFUSAL_LINES)
+            rest: collections.Counter[str] = collections.Counter()
+            for (_, reason), count in self.counts.items():
+                rest[reason] += count
+            self.counts = collections.Counter({("others", reason): count for reason, count in rest.items()})
+            self.tell(len(self.counts))
+            self.told.clear()
+        else:
+            self.tell(REFUSAL_LINES - len(self.told))
+
+    def tell(self, lines: int) -> None:
+        """Log so many of those that were not told of, most refused first."""
+        fresh = [(key, count) for key, count in self.counts.most_common() if key not in self.told] if lines > 0 else []
+        for (address, reason), count in fresh[:lines]:
+            log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
+            self.told.add((address, reason))
+            del self.counts[address, reason]
+
+
+# ---- HTTP: RFC 9112, strictly; functions of bytes, without a socket or a clock -------------------------
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+# Raw bytes above 0x7f are no part of a URI; the notebook plug-in sends them all the same.
+REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+# Without the white space around the value: a pattern with it would try each split of a long run of spaces.
+HEADER_FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
+HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+# A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
+# return at the end of what has come so far may still get its line feed.
+BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+HTTP_REQUEST = re.compile(rb"(?:" + "|".join(METHODS).encode() + rb") ")
+
+
+class Request(NamedTuple):
+    """One request. `query` and the header fields' values are as sent, undecoded but for Latin-1."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: dict[str, str]
+    length: int  # Of the body, in bytes.
+    keep_alive: bool
+    expects: bool  # To be told to send the body (RFC 9110, section 10.1.1).
+    body: bytes = b""
+
+
+def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
+    """Return the request whose head is at the start of what has come, and the rest; no request if it has not ended yet.
+
+    `searched` is how many bytes are known to hold no end. Raises ApiError, as soon as the head is beyond help.
+    """
+    start = 2 if buffer.startswith(b"\r\n") else 0  # One empty line before a request is to be ignored (section 2.2).
+    end = buffer.find(b"\r\n\r\n", max(searched - 3, start))
+    if end < 0 and len(buffer) <= MAX_HEAD_BYTES + start and not BARE.search(buffer, max(searched - 1, 0)):
+        return None, buffer
+    return parse_head(buffer[start:end] if end >= 0 else buffer[start:]), buffer[end + 4:]
+
+
+def parse_head(head: bytes) -> Request:
+    """Parse a request line and header fields without the empty line that ends them (RFC 9112, sections 2 to 6).
+
+    Raises ApiError; the connection must then close, for nobody knows where the next request starts.
+    """
+    request_line, *lines = head.split(b"\r\n")
+    if len(request_line) > MAX_REQUEST_LINE_BYTES:
+        raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
+    if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
+        raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than {MAX_HEADER_FIELDS} "
+                       "header fields")
+    match = REQUEST_LINE.fullmatch(request_line)
+    if not match or BARE.search(head):
+        raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, "
+                       "lines ended by CR LF")
+    method, target = match[1].decode(), match[2]
+    if match[3] != b"1":
+        raise ApiError(505, "this server speaks HTTP/1.1")
+    headers: dict[str, str] = {}
+    for line in lines:
+        field = HEADER_FIELD.fullmatch(line)
+        if not field:
+            raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space "
+                           "before the colon")
+        name, value = field[1].decode().lower(), field[2].strip(b" \t").decode("latin-1")
+        if name in headers and name in ("host", "content-length", "transfer-encoding", "expect"):
+            raise ApiError(400, f"the header field {name} came twice")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    http_1_1 = match[4] != b"0"
+    if not http_1_1:
+        headers.pop("expect", None)  # Such a client knows no 100 (RFC 9110, section 10.1.1).
+    if http_1_1 and "host" not in headers or not HOST.fullmatch(headers.get("host", "-")):
+        raise ApiError(400, "the header field Host is missing or malformed: expected the server's name and port")
+    if "transfer-encoding" in headers:
+        raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
+    length = headers.get("content-length", "0")
+    if not re.fullmatch("[0-9]{1,16}", length):
+        raise ApiError(400, "Content-Length is malformed: expected one decimal number")
+    if int(length) > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
+    if method not in METHODS:
+        raise ApiError(501, "this method is not known here: use GET or POST")
+    if headers.get("expect", "100-continue").lower() != "100-continue":
+        raise ApiError(417, "the only expectation known here is 100-continue")
+    # The absolute form, https://host/path, must be understood as well (section 3.2.2).
+    path, _, query = re.sub(rb"^https?://[^/?]+", b"", target, flags=re.I).partition(b"?")
+    closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
+    # Whoever leaves a length out may send a body all the same, which is no next request.
+    bounded = method in ("GET", "HEAD") or "content-length" in headers
+    return Request(method, path.decode("latin-1"), query, headers, int(length), http_1_1 and not closes and bounded,
+                   "expect" in headers)
+
+
+def response(outcome: Outcome, keep: bool, method: str = "-") -> bytes:
+    """Return an answer in HTTP/1.1; to HEAD it has no body, whose length need not be told (RFC 9110, section 9.3.2)."""
+    content, kind = (outcome.answer.encode(), "text/plain; version=0.0.4; charset=utf-8") if isinstance(
+        outcome.answer, str) else (json.dumps(outcome.answer).encode() + b"\n", "application/json")
+    length, content = ("", b"") if method == "HEAD" else (f"Content-Length: {len(content)}\r\n", content)
+    more = "".join(f"{name}: {value}\r\n" for name, value in outcome.headers.items())
+    head = (f"HTTP/1.1 {outcome.status} {http.client.responses[outcome.status]}\r\nDate: {outcome.date}\r\n"
+            f"Content-Type: {kind}\r\n{length}Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+            f"{more}{'' if keep else 'Connection: close' + chr(13) + chr(10)}\r\n")
+    return head.encode() + content
+
+
+# ---- The API -----------------------------------------------------------------------------------------
+
+Said = Union[dict[str, Any], str]  # What becomes JSON, or text as it is.
+Answer = Union[Said, Callable[[], Said]]  # The latter has to be waited for.
+USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script "
+                "and . _ @ -, and starts with a letter or digit")
+NAMELESS = "the client certificate has no common name (CN) or several, which says who you are: have another one made"
+NO_ROOM = "too many connections: close idle ones, or ask again later"
 
 
 class ApiError(Exception):
@@ -219,20 +1034,35 @@ class NotReady(ApiError):
     """Why a database is not ready at some moment."""
 
 
-class Refusal(Exception):
-    """Why the server does not start, or does not take a file up: what is wrong, with its path, and the remedy."""
+class Outcome(NamedTuple):
+    """What became of a request."""
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what}: {remedy}")
+    status: int
+    answer: Answer
+    headers: dict[str, str]
+    date: str
 
 
-@contextlib.contextmanager
-def blaming(what: str, remedy: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a Refusal that names it."""
+def outcome_of(function: Callable[[], Answer]) -> Outcome:
+    """Call what a request asks for; an exception becomes the answer that says so."""
     try:
-        yield
-    except (OSError, ValueError, LookupError) as error:
-        raise Refusal(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
+        return Outcome(200, function(), {}, http_date(int(time.time())))
+    except ApiError as error:
+        return failed(error)
+    except KubectlError as error:
+        return failed(told(error))
+    except Exception:
+        log.error(logfmt("request", error=traceback.format_exc()))
+        return failed(ApiError(500, "this server failed: its maintainer's log says why"))
+
+
+def failed(error: ApiError) -> Outcome:
+    """Return an error as an answer."""
+    return Outcome(error.status, {"error": error.message}, error.headers, http_date(int(time.time())))
+
+
+# As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
+http_date = functools.lru_cache(1)(functools.partial(email.utils.formatdate, usegmt=True))
 
 
 def unavailable(message: str, seconds: int = 5) -> ApiError:
@@ -240,932 +1070,55 @@ def unavailable(message: str, seconds: int = 5) -> ApiError:
     return ApiError(503, message, Retry_After=str(seconds))
 
 
-class Family(NamedTuple):
-    """A family of metrics: its type, what it tells, and the upper bounds of a histogram's buckets."""
-
-    kind: str
-    help: str
-    buckets: tuple[float, ...] = ()
-
-
-FAMILIES = {
-    "requests_total": Family("counter", "Requests answered."),
-    "request_seconds": Family("histogram", "Time from a request's first byte to its answer.", (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18)),
-    "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
-    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.", (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
-    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.", (1, 2, 5, 10, 20, 50)),
-    "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
-    "connections": Family("gauge", "Open connections."),
-    "databases": Family("gauge", "Databases in the namespace."),
-    "cluster_synchronised": Family("gauge", "1 while every watch goes well and the template is known to be good, otherwise 0."),
-    "last_beat_write_timestamp_seconds": Family("gauge", "When heart beats were last written into the cluster, or none was waiting."),
-    "certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate or the revocation list ends."),
-    "build_info": Family("gauge", "1; the label tells the version."),
-}
-
-
-Labels = tuple[tuple[str, str], ...]
-Samples = dict[str, dict[Labels, float]]  # By family and labels.
-
-
-class Metrics:
-    """What has happened since the start, for Prometheus (its text format, version 0.0.4)."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        # By family and labels: a counter's value; or a histogram's count for each bucket and above, and the sum.
-        self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
-
-    def add(self, family: str, value: float = 1, **labels: str) -> None:
-        """Add to a counter, or put a value into a histogram."""
-        buckets = FAMILIES[family].buckets
-        with self.lock:
-            cells = self.values[family].setdefault(tuple(labels.items()), [0.0] * (len(buckets) + 2 if buckets else 1))
-            cells[-1] += value
-            if buckets:
-                cells[bisect.bisect_left(buckets, value)] += 1
-
-    def text(self, gauges: Samples) -> str:
-        """Return all of them, and what the gauges say now, by family and labels."""
-        with self.lock:
-            values = {name: {labels: list(cells) for labels, cells in family.items()} for name, family in self.values.items()}
-        lines = []
-
-        def sample(name: str, labels: Labels, value: float) -> None:
-            quoted = ",".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in labels)
-            lines.append(f"playground_{name}{f'{{{quoted}}}' if quoted else ''} {value:.15g}")
-        for name, family in FAMILIES.items():
-            lines += [f"# HELP playground_{name} {family.help}", f"# TYPE playground_{name} {family.kind}"]
-            for labels, value in gauges.get(name, {}).items():
-                sample(name, labels, value)
-            for labels, cells in values.get(name, {}).items():
-                if not family.buckets:
-                    sample(name, labels, cells[0])
-                    continue
-                counts = list(itertools.accumulate(cells[:-1]))
-                for bound, count in zip((*map(str, family.buckets), "+Inf"), counts):
-                    sample(f"{name}_bucket", (*labels, ("le", bound)), count)
-                sample(f"{name}_sum", labels, cells[-1])
-                sample(f"{name}_count", labels, counts[-1])
-        return "\n".join(lines) + "\n"
-
-
-metrics = Metrics()
-
-
-# ---- TLS and connections ----------------------------------------------------------------------------
-
-class Tls(NamedTuple):
-    """What the TLS files hold, at one moment."""
-
-    context: ssl.SSLContext
-    trusted: bytes  # The CA and the revocation list: who is let in.
-    revoked: frozenset[int]  # Serial numbers.
-    expiries: dict[str, float]  # By file; seconds since 1970.
-
-
-def load_tls(files: dict[str, str]) -> Tls:
-    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, which may be empty.
-
-    The context requires a certificate of our CA from every client, in every handshake. Raises Refusal.
-    """
-    content = {}
-    for name, path in files.items():
-        with blaming(f"--{name} {path} cannot be read", "make it with gen_cert.sh server, or name another file"):
-            content[name] = read_file(path) if path or name != "crl" else b""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps them
-    # with the context, Python cannot tell it not to, and Server.welcome looks.
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
-    with blaming(f"--ca_crt {files['ca_crt']} holds no certificate that can be used", "name the CA's certificate in PEM"):
-        # OpenSSL checks the purpose too: a certificate for servers only is no client's.
-        context.load_verify_locations(files["ca_crt"])
-        authorities = context.get_ca_certs(binary_form=True)
-        expiries = {"ca_crt": min(map(certificate_expiry, authorities))}
-    with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used together",
-                 "expected a private key in PEM without a password, and the certificate that was made for it"):
-        # Without a password function OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
-        expiries["server_crt"] = certificate_expiry(pem(content["server_crt"], "CERTIFICATE")[0])
-    revoked: set[int] = set()
-    with blaming(f"--crl {files['crl']} cannot be used", "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
-        for crl in pem(content["crl"], "X509 CRL") if files["crl"] else ():
-            issuer, made, expiry, serials = read_crl(crl)
-            if not any(issuer in authority for authority in authorities):
-                raise ValueError(f"it is not of the CA in {files['ca_crt']}")
-            if not made <= time.time() < expiry:
-                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and nobody would get in")
-            expiries["crl"] = min(expiry, expiries.get("crl", expiry))
-            revoked |= serials
-        if files["crl"]:
-            context.load_verify_locations(files["crl"])
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), expiries)
-
-
-def read_file(path: str) -> bytes:
-    """Return a file's content. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def pem(content: bytes, label: str) -> list[bytes]:
-    """Return the DER of a PEM file's blocks of this label (RFC 7468). Raises ValueError if there is none."""
-    block = rb"-----BEGIN %s-----(.+?)-----END" % label.encode()
-    blocks = [base64.b64decode(text) for text in re.findall(block, content, re.S)]
-    if not blocks:
-        raise ValueError(f"it holds no {label} in PEM")
-    return blocks
-
-
-def der(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the tag and the content of each DER element, one after another (X.690, section 8.1). Raises IndexError."""
-    found, at = [], 0
-    while at < len(data):
-        tag, length, at = data[at], data[at + 1], at + 2
-        if length > 0x7f:  # So many bytes of length follow.
-            at += length & 0x7f
-            length = int.from_bytes(data[at - (length & 0x7f):at], "big")
-        found.append((tag, data[at:at + length]))
-        at += length
-    return found
-
-
-def der_time(tag: int, content: bytes) -> float:
-    """Return a UTCTime or GeneralizedTime in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
-    return calendar.timegm(time.strptime(content.decode("ascii"), "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"))
-
-
-def certificate_expiry(certificate: bytes) -> float:
-    """Return when a certificate ends (RFC 5280, section 4.1). Python's ssl tells it of the other side's only."""
-    fields = der(der(der(certificate)[0][1])[0][1])
-    validity = fields[4 if fields[0][0] == 0xa0 else 3]  # A version comes first, but for version 1.
-    return der_time(*der(validity[1])[1])
-
-
-def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
-    """Return a revocation list's issuer, when it begins and ends, and the serial numbers in it (RFC 5280, section 5.1)."""
-    fields = der(der(der(crl)[0][1])[0][1])
-    fields = fields[1:] if fields[0][0] == 0x02 else fields
-    (_, issuer), begins, *rest = fields[1:]
-    ends = der_time(*rest.pop(0)) if rest and rest[0][0] in (0x17, 0x18) else float("inf")
-    entries = der(rest[0][1]) if rest and rest[0][0] == 0x30 else []
-    return issuer, der_time(*begins), ends, {int.from_bytes(der(entry)[0][1], "big") for _, entry in entries}
-
-
-def common_name(certificate: dict[str, Any]) -> str:
-    """Return the certificate's common name, the client. Raises ValueError unless there is exactly one, not empty."""
-    names = [value for rdn in certificate.get("subject", ()) for key, value in rdn if key == "commonName"]
-    if len(names) != 1 or not names[0].strip():
-        raise ValueError("the certificate has no common name or several")
-    return str(names[0])
-
-
-# The same certificates come again and again, and reading a time takes as long as parsing a request.
-certificate_end = functools.lru_cache(MAX_CONNECTIONS)(ssl.cert_time_to_seconds)
-
-
-class Peer(NamedTuple):
-    """Who is at the other end of a connection, and of which generation of the TLS files it is."""
-
-    name: str  # A client's common name; before there is a certificate, the address.
-    serial: int
-    generation: int
-    since: float  # By time.monotonic.
-
-
-class Refusals:
-    """Counts refused handshakes, and logs those of an address and a reason in one line a minute."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.counts: dict[tuple[str, str], int] = {}
-        self.logged: dict[tuple[str, str], float] = {}
-
-    def add(self, address: str, reason: str) -> None:
-        """Count one; it is logged by the next `flush`."""
-        metrics.add("handshakes_refused_total", reason=reason)
-        with self.lock:
-            key = (address, reason) if len(self.counts) < MAX_REFUSALS or (address, reason) in self.counts else ("others", reason)
-            self.counts[key] = self.counts.get(key, 0) + 1
-
-    def flush(self, everything: bool = False) -> None:
-        """Log what is due, or all that there is."""
-        now = time.monotonic()
-        with self.lock:
-            self.logged = {} if everything else {key: moment for key, moment in self.logged.items() if moment > now - REFUSALS_SECONDS}
-            due = [(key, self.counts.pop(key)) for key in self.counts.keys() - self.logged.keys()]
-            self.logged.update((key, now) for key, _ in due)
-        for (address, reason), count in due:
-            log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
-
-
-class Leader:
-    """Does what comes up, one thing after the other; one thread leads at a time.
-
-    What comes up is a new connection, bytes on another one, or a handshake that was computed: by threads that do
-    nothing else, so that Python's code goes on running in the same processor's cache.
-    """
-
-    def __init__(self) -> None:
-        self.selector = selectors.DefaultSelector()  # With each file, what to do when it can be read.
-        self.to_compute: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        self.computed: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        self.bell, self.ear = socket.socketpair()  # A byte for each that is computed.
-        self.selector.register(self.ear, selectors.EVENT_READ, self.take_computed)
-
-    def start(self) -> None:
-        """Start the threads."""
-        for job in (self.lead, *[self.compute] * HANDSHAKE_THREADS):
-            threading.Thread(target=job, daemon=True).start()
-
-    def lead(self) -> None:
-        """Do what comes up until another thread leads."""
-        current.leader = self
-        while current.leader:
-            try:
-                for key, _ in self.selector.select():
-                    key.data()
-                    if not current.leader:
-                        break  # The next one sees what else has come up.
-            except Exception:  # Somebody has to lead, whatever happens.
-                log.error(logfmt("lead", error=traceback.format_exc()))
-
-    def hand_over(self, connection: Connection) -> None:
-        """Have another thread lead, and leave this one to a connection. Raises ApiError 503 if there is no thread to be had."""
-        connection.ignore()
-        try:
-            threading.Thread(target=self.lead, daemon=True).start()
-        except RuntimeError as error:
-            connection.listen()
-            log.error(logfmt("lead", error=error))
-            raise unavailable("this server is out of threads: ask again later") from error
-        current.leader = None
-
-    def compute(self) -> NoReturn:
-        """Compute handshakes."""
-        while True:
-            connection = self.to_compute.get()
-            connection.compute()
-            self.computed.put(connection)
-            self.bell.send(b"\0")
-
-    def take_computed(self) -> None:
-        """Go on with a connection whose handshake was computed."""
-        self.ear.recv(1)
-        connection = self.computed.get()
-        connection.serve(connection.shake_hands)
-
-
-class Current(threading.local):
-    """What the current thread is doing."""
-
-    leader: Leader | None = None  # As whom it leads.
-    connection: Connection  # Whom it serves.
-
-
-current = Current()
-
-
-def step_aside() -> None:
-    """Have another thread lead, if this one does. To be called before anything is waited for. Raises ApiError 503."""
-    if current.leader:
-        current.leader.hand_over(current.connection)
-
-
-def may_wait() -> bool:
-    """Step aside; return False if there is no thread to be had, and nothing may be waited for."""
-    try:
-        step_aside()
-        return True
-    except ApiError:
-        return False
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Accepts connections, bounds them, and knows who is at their other ends."""
-
-    request_queue_size = LISTEN_BACKLOG
-
-    def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
-                 max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT, ready_file: str = "") -> None:
-        """Listen on (host, port). Raises OSError if it is in use or not ours to listen on, and Refusal of a TLS file."""
-        self.ready_file = ready_file
-        self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
-        self.max_connections_per_client = max_connections_per_client
-        self.started = time.monotonic()
-        self.stopping = False
-        self.reloading = threading.Lock()
-        # How often it has changed who is let in. A connection of an older generation may be anybody's.
-        self.generation = 0
-        self.refusals = Refusals()
-        self.leader = Leader()
-        self.lock = threading.Lock()
-        # Each in the order of arrival, so that the first is the oldest.
-        self.strangers: dict[socket.socket, Peer] = {}
-        self.clients: dict[socket.socket, Peer] = {}
-        self.idle: dict[socket.socket, float] = {}  # Since when, by time.monotonic.
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, Connection)  # type: ignore[arg-type]
-
-    def server_bind(self) -> None:
-        """Bind without looking up our own name in DNS, as HTTPServer would."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
-
-    def server_activate(self) -> None:
-        """Listen; what comes is accepted from `listen` on."""
-        super().server_activate()
-        self.socket.setblocking(False)
-
-    def listen(self) -> None:
-        """Accept connections: from the start, and again after descriptors or memory ran out."""
-        with self.lock:
-            if not self.stopping and self.socket not in self.leader.selector.get_map():
-                self.leader.selector.register(self.socket, selectors.EVENT_READ, self.accept)
-
-    def accept(self) -> None:
-        """Take up a connection that has come, as BaseServer.serve_forever would."""
-        try:
-            request, client_address = self.get_request()
-        except OSError:
-            return
-        try:
-            self.process_request(request, client_address)
-        except Exception:
-            self.handle_error(request, client_address)
-            self.shutdown_request(request)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept one connection, without a byte read or written."""
-        try:
-            connection, address = self.socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                with contextlib.suppress(KeyError):
-                    self.leader.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
-            raise
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            connection.setblocking(False)
-        except OSError:
-            connection.close()
-            self.refusals.add(address[0], "hung up")
-            raise
-        with self.lock:
-            if len(self.strangers) >= MAX_HANDSHAKES:
-                crowded = collections.Counter(stranger.name for stranger in self.strangers.values()).most_common(1)[0][0]
-                oldest = next(connection for connection, stranger in self.strangers.items() if stranger.name == crowded)
-                self.dismiss(oldest)
-            self.strangers[connection] = Peer(address[0], 0, self.generation, time.monotonic())
-        return connection, address
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Wait for what the stranger has to say."""
-        Connection(request, client_address, self).listen()
-
-    def welcome(self, connection: socket.socket, name: str, certificate: dict[str, Any]) -> bool:
-        """Count a connection that has shown a certificate; return False if there is no room for it. Raises ValueError."""
-        serial, now = int(certificate["serialNumber"], 16), time.time()
-        with self.lock:
-            stranger = self.strangers.get(connection)  # It stays one if there is no room, and is bounded with them.
-            if not stranger:
-                raise ValueError("made room for others")
-            if stranger.generation != self.generation:
-                raise ValueError("the CA or the revocation list changed meanwhile")
-            # OpenSSL has checked these, but not again for a session that is resumed.
-            ends = min(certificate_end(certificate["notAfter"]), self.tls.expiries.get("crl", float("inf")))
-            if serial in self.tls.revoked or ends < now:
-                raise ValueError("the certificate of the resumed session is no longer good")
-            own = {client for client, peer in self.clients.items() if peer.name == name}
-            for full, those in ((len(own) >= self.max_connections_per_client, own), (len(self.clients) >= MAX_CONNECTIONS, self.idle)):
-                if full:
-                    longest_idle = next((client for client in self.idle if client in those), None)
-                    if longest_idle is None:
-                        return False
-                    self.dismiss(longest_idle)
-            self.clients[connection] = self.strangers.pop(connection)._replace(name=name, serial=serial)
-            return True
-
-    def wake(self, connection: socket.socket) -> bool:
-        """Mark a connection as busy with a request; return whether it is still a client's."""
-        with self.lock:
-            self.idle.pop(connection, None)
-            return connection in self.clients
-
-    def dismiss(self, connection: socket.socket) -> None:
-        """Hang up on a connection, and have nothing done that it has already asked for. The lock must be held."""
-        for table in (self.strangers, self.clients, self.idle):
-            table.pop(connection, None)
-        hang_up(connection)
-
-    def rest(self, connection: Connection) -> None:
-        """Leave a connection to the leader until its next request; it may be hung up on without loss."""
-        with self.lock:
-            if self.ending(connection.request):
-                hang_up(connection.request)  # The leader then reads an end of file.
-            else:
-                self.idle.setdefault(connection.request, time.monotonic())  # Part of a record does not start it anew.
-        connection.listen()
-
-    def ending(self, connection: socket.socket) -> bool:
-        """Tell whether a connection is to end with its answer."""
-        peer = self.clients.get(connection)
-        return self.stopping or not peer or peer.generation != self.generation
-
-    def shutdown_request(self, request: Any) -> None:
-        """Forget a connection and close it."""
-        with self.lock:
-            for table in (self.strangers, self.clients, self.idle):
-                table.pop(request, None)
-        self.close_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what serving a connection did not expect."""
-        log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
-
-    def reload(self) -> None:
-        """Take the TLS files up for new connections. A change of who is let in ends the older ones.
-
-        Those of revoked certificates and idle ones end at once, others with their answer: Python cannot check
-        a peer again. Files that cannot be used leave everything as it was.
-        """
-        with self.reloading:  # Whoever read the files last has the last word.
-            try:
-                tls = load_tls(self.tls_files)
-            except Refusal as refusal:
-                log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))
-                return
-            with self.lock:
-                changed, self.tls = tls.trusted != self.tls.trusted, tls
-                if changed:
-                    self.generation += 1
-                    for connection, peer in list(self.clients.items()):
-                        if connection in self.idle or peer.serial in tls.revoked:
-                            self.dismiss(connection)
-            log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
-
-    def keep_house(self) -> NoReturn:
-        """Take TLS files up that have changed, warn before they end, log who was refused, end idle connections, say that all is ready."""
-        warned: dict[tuple[str, bool], float] = {}
-        taken = before = self.stamps()
-        while True:
-            time.sleep(RELOAD_SECONDS)
-            try:
-                self.end_overdue()
-                self.listen()
-                now = self.stamps()
-                if now != taken and now == before:
-                    taken = now
-                    self.reload()
-                before = now
-                self.warn_of_ends(warned)
-                self.refusals.flush()
-                if self.ready_file and self.cluster.status() == "ok":
-                    open(self.ready_file, "w", encoding="utf-8").close()
-                    self.ready_file = ""
-            except Exception:
-                log.error(logfmt("keep_house", error=traceback.format_exc()))
-
-    def warn_of_ends(self, warned: dict[tuple[str, bool], float]) -> None:
-        """Warn of a file that ends soon, once a day, or has ended; `warned` says when that was done, by time.monotonic."""
-        for name, expiry in self.tls.expiries.items():
-            left = expiry - time.time()
-            ended, pause = left <= 0, 86400 if left > 0 else REFUSALS_SECONDS
-            if left < EXPIRY_WARNING_SECONDS and time.monotonic() - warned.get((name, ended), float("-inf")) > pause:
-                warned[name, ended] = time.monotonic()
-                log.log(logging.ERROR if ended else logging.WARNING, logfmt(
-                    "tls", file=self.tls_files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
-
-    def end_overdue(self) -> None:
-        """Hang up on connections whose handshake has taken HANDSHAKE_SECONDS, or that have rested for IDLE_SECONDS."""
-        now = time.monotonic()
-        with self.lock:
-            for stranger in itertools.takewhile(lambda one: self.strangers[one].since < now - HANDSHAKE_SECONDS, self.strangers):
-                hang_up(stranger)
-            for client in list(itertools.takewhile(lambda one: self.idle[one] < now - IDLE_SECONDS, self.idle)):
-                self.dismiss(client)
-
-    def stamps(self) -> list[tuple[int, ...]]:
-        """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
-        found: list[tuple[int, ...]] = []
-        for path in filter(None, self.tls_files.values()):
-            with contextlib.suppress(OSError):
-                stat = os.stat(path)
-                found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
-        return found
-
-    def stop(self) -> None:
-        """Stop accepting, end the connections that are idle, and the others with their answer."""
-        with self.lock:
-            self.stopping = True
-            with contextlib.suppress(KeyError):
-                self.leader.selector.unregister(self.socket)
-            for connection in list(self.idle):
-                self.dismiss(connection)
-            for connection in self.strangers:
-                hang_up(connection)
-        self.server_close()
-
-
-def hang_up(connection: socket.socket) -> None:
-    """End a connection that another thread is using, which reads an end of file after what has already come.
-
-    Closing it here would free its descriptor's number under that thread's feet.
-    """
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-# ---- HTTP: RFC 9112, strictly ------------------------------------------------------------------------
-
-TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-# Raw bytes above 0x7f are no part of a URI; the notebook plug-in sends them all the same.
-REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])\.([0-9])")
-# Without the white space around the value: a pattern with it would try each split of a long run of spaces.
-HEADER_FIELD = re.compile(rb"(" + TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
-HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-# A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
-# return at the end of what has come so far may still get its line feed.
-BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-
-
-class Request(NamedTuple):
-    """One request's head. `query` and the header fields' values are as sent, undecoded but for Latin-1."""
-
-    method: str
-    path: str
-    query: bytes
-    headers: dict[str, str]
-    length: int | None
-    keep_alive: bool
-
-
-def parse_head(head: bytes) -> Request:
-    """Parse a request line and header fields without the empty line that ends them (RFC 9112, sections 2 to 6).
-
-    Raises ApiError; the connection must then close, for nobody knows where the next request starts.
-    """
-    request_line, *lines = head.split(b"\r\n")
-    if len(request_line) > MAX_REQUEST_LINE_BYTES:
-        raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
-    if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
-        raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than {MAX_HEADER_FIELDS} header fields")
-    match = REQUEST_LINE.fullmatch(request_line)
-    if not match or BARE.search(head):
-        raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, lines ended by CR LF")
-    method, target = match[1].decode(), match[2]
-    if match[3] != b"1":
-        raise ApiError(505, "this server speaks HTTP/1.1")
-    headers: dict[str, str] = {}
-    for line in lines:
-        field = HEADER_FIELD.fullmatch(line)
-        if not field:
-            raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space before the colon")
-        name, value = field[1].decode().lower(), field[2].strip(b" \t").decode("latin-1")
-        if name in headers and name in ("host", "content-length", "transfer-encoding", "expect"):
-            raise ApiError(400, f"the header field {name} came twice")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    http_1_1 = match[4] != b"0"
-    if not http_1_1:
-        headers.pop("expect", None)  # Such a client knows no 100 (RFC 9110, section 10.1.1).
-    if http_1_1 and "host" not in headers or not HOST.fullmatch(headers.get("host", "-")):
-        raise ApiError(400, "the header field Host is missing or malformed: expected the server's name and port")
-    if "transfer-encoding" in headers:
-        raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
-    length = headers.get("content-length")
-    if length is not None and not re.fullmatch("[0-9]{1,16}", length):
-        raise ApiError(400, "Content-Length is malformed: expected one decimal number")
-    if length is not None and int(length) > MAX_BODY_BYTES:
-        raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
-    if method not in METHODS:
-        raise ApiError(501, "this method is not known here: use GET or POST")
-    if length is None and method == "POST":
+def told(error: KubectlError) -> ApiError:
+    """Return what a client is told of a kubectl that failed: none of its own words."""
+    _, message, status = REASONS[error.reason]
+    wait = {429: "60", 503: "5"}.get(status)
+    return ApiError(status, message, **({"Retry_After": wait} if wait else {}))
+
+
+def route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]]:
+    """Look a request up in the API; return its function and its parameters. Raises ApiError."""
+    refuse_web_pages(request)
+    name = api_name(request.path)
+    if name not in API:
+        shown = json.dumps(request.path[:80])
+        raise ApiError(404, f"there is no {shown} here, but " + ", ".join(f"{one[0]} /api/{api}" for api, one in API.items()))
+    method, function, takes = API[name]
+    if request.method != method:
+        raise ApiError(405, f"{name} takes {method}", Allow=method)
+    if method == "POST" and "content-length" not in request.headers:
         raise ApiError(411, "Content-Length is missing: send the body's length in bytes")
-    if headers.get("expect", "100-continue").lower() != "100-continue":
-        raise ApiError(417, "the only expectation known here is 100-continue")
-    # The absolute form, https://host/path, must be understood as well (section 3.2.2).
-    path, _, query = re.sub(rb"^https?://[^/?]+", b"", target, flags=re.I).partition(b"?")
-    closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
-    return Request(method, path.decode("latin-1"), query, headers, None if length is None else int(length), http_1_1 and not closes)
+    if request.query if method == "POST" else request.body:
+        raise ApiError(400, f"{name} takes {'a JSON body and no query' if method == 'POST' else 'no body'}")
+    given = read_json(request.body) if method == "POST" else read_query(request.query)
+    if set(given) != set(takes):
+        unknown = ", ".join(json.dumps(key[:80]) for key in [key for key in given if key not in takes][:5])
+        wanted = ", ".join(takes) or "no parameters"
+        raise ApiError(400, f"{name} takes {wanted}, not {unknown}" if unknown
+                       else f"{name} takes {wanted}, which is missing")
+    return function, {key: valid_user_id(value) for key, value in given.items()}
 
 
-def why_refused(error: Exception) -> str:
-    """Return why a handshake failed, in few words that are the same for the same reason."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and error.reason:
-        return error.reason.replace("_", " ").lower()
-    return "hung up" if isinstance(error, OSError) else str(error)
+def api_name(path: str) -> str:
+    """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash itself."""
+    found = re.fullmatch("/{1,2}api/(.*)", path, re.S)
+    return found[1] if found else "-"
 
 
-# What one record of TLS holds at most (RFC 8446, section 5.1).
-MAX_RECORD_BYTES = 2 ** 14
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+def refuse_web_pages(request: Request) -> None:
+    """Raise ApiError 403 if a page of another site sent a browser that holds the certificate (W3C Fetch Metadata, section 2).
 
-
-# As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
-http_date = functools.lru_cache(1)(functools.partial(email.utils.formatdate, usegmt=True))
-
-
-class Connection:
-    """One client's connection, or a stranger's until the handshake is done.
-
-    TLS works in memory: what has come is read at once, whatever records it is made of, and an answer is one write.
+    A browser shows the certificate whoever asks; no other client sends these two header fields.
     """
+    def same(authority: str) -> str:
+        return authority.lower().removesuffix(":443")
 
-    def __init__(self, request: socket.socket, address: Any, server: Server) -> None:
-        self.request, self.address, self.server = request, address, server
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.client = ""  # Before the handshake.
-        self.handshake_reads = 0
-        self.buffer = b""
-        self.awaited = False  # Whether the leader waits for its next bytes.
-        self.computing = False  # Whether its handshake is with the threads that compute it.
-        self.outcome: Exception | None = None  # What that came to.
-
-    def listen(self) -> None:
-        """Have the leader wait for the next bytes, which it may serve before this returns."""
-        if not self.awaited:
-            self.server.leader.selector.register(self.request, selectors.EVENT_READ, self.hear)
-            self.awaited = True
-
-    def ignore(self) -> None:
-        """Leave the connection to the current thread."""
-        if self.awaited:
-            self.server.leader.selector.unregister(self.request)
-            self.awaited = False
-
-    def serve(self, step: Callable[[], bool]) -> None:
-        """Take a step, and end the connection if nothing may follow."""
-        current.connection = self
-        stays = False
-        try:
-            stays = step()
-            if not stays:
-                self.say_good_bye()
-        except (OSError, ApiError):
-            pass  # A client that hangs up or is slow is nothing to report; that no thread is to be had has been.
-        except Exception:
-            self.server.handle_error(self.request, self.address)
-        if not stays:
-            self.ignore()
-            self.server.shutdown_request(self.request)
-
-    def hear(self) -> None:
-        """Do something about bytes that have come."""
-        if not self.awaited:
-            return  # It was closed after the selector had told of them.
-        if self.computing:
-            self.ignore()  # They are early.
-        else:
-            self.serve(self.answer_all if self.client else self.have_computed)
-
-    def have_computed(self) -> bool:
-        """Have the handshake go on with the bytes that have come; return False if there are none."""
-        self.handshake_reads += 1
-        try:
-            if not self.take_in():
-                raise ConnectionError("ended inside the handshake")
-            if self.handshake_reads > MAX_HANDSHAKE_READS:
-                raise ValueError("came in too many pieces")
-        except BlockingIOError:
-            return True
-        except (OSError, ValueError) as error:
-            return self.refuse(error)
-        self.computing = True
-        self.server.leader.to_compute.put(self)
-        return True
-
-    def compute(self) -> None:
-        """Go on with the handshake."""
-        try:
-            if self.request not in self.server.strangers:
-                raise ValueError("made room for others")
-            self.tls.do_handshake()
-        except Exception as error:
-            self.outcome = error
-
-    def shake_hands(self) -> bool:
-        """Take up what the handshake came to, and learn who the client is; return False if it is nobody we know, or there is no room."""
-        self.computing = False
-        outcome, self.outcome = self.outcome, None
-        try:
-            if isinstance(outcome, ssl.SSLWantReadError):
-                self.flush()
-                self.listen()
-                return True
-            if outcome:
-                return self.refuse(outcome)
-            certificate = self.tls.getpeercert() or {}
-            client = common_name(certificate)
-            room = self.server.welcome(self.request, client, certificate)
-        except (OSError, ValueError) as error:
-            return self.refuse(error)
-        self.client = client
-        if not room:
-            self.send(503, {"error": "too many connections: close idle ones, or ask again later"}, {"Retry-After": "5"}, close=True)
-            self.drain()
-            return False
-        return self.answer_all()  # A first request may have come with the handshake's end.
-
-    def refuse(self, error: Exception) -> bool:
-        """Count a handshake that failed; return False."""
-        peer = self.server.strangers.get(self.request)
-        late = peer and peer.since < time.monotonic() - HANDSHAKE_SECONDS
-        self.server.refusals.add(self.address[0], "made room for others" if not peer else "timed out" if late else why_refused(error))
-        return False
-
-    def answer_all(self) -> bool:
-        """Answer the requests that have come; return whether others may follow."""
-        try:
-            if not self.pull() or not self.server.wake(self.request):
-                return False
-            while self.buffer not in (b"", b"\r\n") or self.incoming.pending:
-                if self.buffer in (b"", b"\r\n"):  # An empty line may come before a request that may never come.
-                    if not self.pull():
-                        return False
-                elif not self.answer_one():
-                    return False
-                elif self.buffer:
-                    may_wait()  # Those who send ahead have a thread of their own to answer them; or everybody waits.
-        except WOULD_BLOCK:
-            pass  # The rest is not here yet.
-        self.flush()
-        self.server.rest(self)
-        return True
-
-    def answer_one(self) -> bool:
-        """Read one request and answer it; return whether another may follow."""
-        started = time.monotonic()
-        method, api, user, keep_alive, headers = "-", "-", "-", False, {}
-        try:
-            request = parse_head(self.read_head(started + HEAD_SECONDS))
-            method = request.method
-            body = self.read_body(request)
-            keep_alive = request.keep_alive
-            api = request.path[len("/api/"):] if request.path.startswith("/api/") else "-"
-            function, parameters = route(api, request, body)
-            user = parameters.get("user_id", "-")
-            status, answer = 200, function(self.server, self.client, started + CREATE_SECONDS, **parameters)
-        except ApiError as error:
-            status, answer, headers = error.status, {"error": error.message}, error.headers
-        except socket.timeout:
-            status, answer = 408, {"error": "the request did not arrive in time: send it again, faster"}
-        except OSError:
-            raise
-        except Exception:
-            log.error(logfmt("request", client=self.client, api=api, error=traceback.format_exc()))
-            status, answer = 500, {"error": "this server failed: its maintainer's log says why"}
-        taken = time.monotonic() - started
-        known = api if api in API else "-"  # What clients make up is no label.
-        metrics.add("requests_total", api=known, status=str(status))
-        metrics.add("request_seconds", taken, api=known)
-        log.log(logging.WARNING if status >= 500 else logging.INFO, logfmt(
-            "request", client=self.client, method=method, api=api, user=user, status=status, ms=taken * 1000))
-        if api == "heart_beat" and status >= 400 and may_wait():
-            time.sleep(REFUSED_BEAT_SECONDS)  # The plug-in repeats at once, for ever, what is not answered 200.
-        close = not keep_alive or self.server.ending(self.request)
-        self.send(status, answer, headers, close, body=method != "HEAD")
-        if not keep_alive and status >= 400:
-            self.drain()
-        return not close
-
-    def take_in(self) -> bool:
-        """Read what has come from the network; return False at its end. Raises BlockingIOError if nothing has."""
-        data = self.request.recv(MAX_RECORD_BYTES)
-        self.incoming.write(data)
-        return bool(data)
-
-    def pull(self) -> bool:
-        """Add the next record to the buffer; return False if the client has ended. Raises one of WOULD_BLOCK if it has not come.
-
-        It reads from the network once at most, so that whoever sends without end does not have the leader for that long.
-        """
-        if not self.incoming.pending and not self.take_in():
-            return False
-        data = self.tls.read(MAX_RECORD_BYTES)
-        self.buffer += data
-        return bool(data)
-
-    def wait(self, event: int, deadline: float) -> None:
-        """Wait until the network takes or gives something. Raises socket.timeout at the deadline."""
-        step_aside()
-        poll, remaining = select.poll(), deadline - time.monotonic()
-        poll.register(self.request, event)
-        if remaining <= 0 or not poll.poll(remaining * 1000):
-            raise socket.timeout()
-
-    def receive(self, deadline: float) -> bool:
-        """Wait for the next record; return False if the client has ended. Raises socket.timeout at the deadline."""
-        while True:
-            try:
-                return self.pull()
-            except WOULD_BLOCK:
-                self.flush()
-                self.wait(select.POLLIN, deadline)
-
-    def flush(self) -> None:
-        """Send what TLS has to say. Raises OSError if the client does not take it in ANSWER_SECONDS."""
-        data, deadline = memoryview(self.outgoing.read()), time.monotonic() + ANSWER_SECONDS
-        while data:
-            try:
-                data = data[self.request.send(data):]
-            except BlockingIOError:
-                self.wait(select.POLLOUT, deadline)
-
-    def say_good_bye(self) -> None:
-        """Send what is left, and TLS's own end. Raises OSError if the client does not take it in ANSWER_SECONDS."""
-        with contextlib.suppress(OSError):
-            self.tls.unwrap()  # The client's own may come later, or never.
-        self.flush()
-
-    def read_head(self, deadline: float) -> bytes:
-        """Take a request's head out of the buffer, reading on until it is there or is beyond help; parse_head says why."""
-        while len(self.buffer) < 2 and self.receive(deadline):
-            pass
-        if self.buffer.startswith(b"\r\n"):  # One empty line before a request is to be ignored (section 2.2).
-            self.buffer = self.buffer[2:]
-        searched = 0
-        while ((end := self.buffer.find(b"\r\n\r\n", max(searched - 3, 0))) < 0 and len(self.buffer) <= MAX_HEAD_BYTES
-               and not BARE.search(self.buffer, max(searched - 1, 0))):
-            searched = len(self.buffer)
-            if not self.receive(deadline):
-                raise ConnectionError("ended inside a request's head")
-        end = len(self.buffer) if end < 0 else end
-        head, self.buffer = self.buffer[:end], self.buffer[end + 4:]
-        return head
-
-    def read_body(self, request: Request) -> bytes:
-        """Take a request's body out of the buffer, reading on until it is there."""
-        length = request.length or 0
-        if length > len(self.buffer) and "expect" in request.headers:
-            self.tls.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.flush()
-        deadline = time.monotonic() + BODY_SECONDS
-        while len(self.buffer) < length:
-            if not self.receive(deadline):
-                raise ConnectionError("ended inside a request's body")
-        body, self.buffer = self.buffer[:length], self.buffer[length:]
-        return body
-
-    def send(self, status: int, answer: dict[str, Any] | str, headers: dict[str, str], close: bool, body: bool = True) -> None:
-        """Send an answer, the last one together with the good-bye. Raises OSError if the client does not take it in ANSWER_SECONDS."""
-        text, kind = (answer, "text/plain; version=0.0.4; charset=utf-8") if isinstance(answer, str) else (
-            json.dumps(answer) + "\n", "application/json")
-        content = text.encode() if body else b""
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + ("Connection: close\r\n" if close else "")
-        head = (f"HTTP/1.1 {status} {http.client.responses[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
-                f"Content-Type: {kind}\r\nContent-Length: {len(content)}\r\n"
-                f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n{more}\r\n")
-        self.tls.write(head.encode() + content)
-        if not close:
-            self.flush()
-
-    def drain(self) -> None:
-        """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
-        self.say_good_bye()
-        if not may_wait():
-            return
-        deadline, left = time.monotonic() + DRAIN_SECONDS, DRAIN_BYTES
-        self.request.shutdown(socket.SHUT_WR)
-        while left > 0 and (remaining := deadline - time.monotonic()) > 0:
-            self.request.settimeout(remaining)
-            data = self.request.recv(MAX_BODY_BYTES)
-            if not data:
-                break
-            left -= len(data)
-
-
-# ---- The API -----------------------------------------------------------------------------------------
-
-USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script and . _ @ -"
-                ", and starts with a letter or digit")
-
-
-def valid_user_id(text: object) -> str:
-    """Return the user id normalised to NFC. Raises ApiError 400 unless it keeps to USER_ID_RULE."""
-    user_id = unicodedata.normalize("NFC", text) if isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS else ""
-    # The categories, not isalnum(), which is true for '²'.
-    categories = [unicodedata.category(character) for character in user_id]
-    allowed = (category[0] in "LM" or category == "Nd" or character in "._@-" for category, character in zip(categories, user_id))
-    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not all(allowed) or categories[0][0] != "L" and categories[0] != "Nd":
-        raise ApiError(400, f"user_id is malformed: {USER_ID_RULE}")
-    return user_id
-
-
-def refuse_repeated(names: list[str]) -> None:
-    """Raise ApiError 400 if a parameter's name comes twice: one reader would take the first value, another the last."""
-    if len(set(names)) == len(names):
-        return
-    for name, count in collections.Counter(names).items():
-        if count > 1:
-            raise ApiError(400, f"{json.dumps(name[:80])} came twice: expected it once")
+    origin = request.headers.get("origin")
+    if (request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+            or origin is not None and same(origin) != "https://" + same(request.headers.get("host", ""))):
+        raise ApiError(403, "a web page of another site may not use this server: open the page from this server's own "
+                       "address, or have its own server ask")
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -1187,65 +1140,76 @@ def read_query(query: bytes) -> dict[str, Any]:
     """Read a query's parameters, percent-encoded or raw UTF-8. Raises ApiError 400."""
     pairs: list[tuple[str, str]] = []
     for pair in query.split(b"&") if query else []:
+        if b"+" in pair:
+            raise ApiError(400, "the query has a plus sign, which some take for a space: send %2B or %20")
         name, equals, value = (urllib.parse.unquote_to_bytes(part) for part in pair.partition(b"="))
         try:
             pairs.append((name.decode("utf-8"), value.decode("utf-8")))
         except UnicodeDecodeError:
             equals = b""
-        if not equals or re.search(rb"%(?![0-9A-Fa-f]{2})|\+", pair):
+        if not equals or re.search(rb"%(?![0-9A-Fa-f]{2})", pair):
             raise ApiError(400, "the query is malformed: expected name=value, in UTF-8 or percent-encoded")
     refuse_repeated([name for name, _ in pairs])
     return dict(pairs)
 
 
-def route(name: str, request: Request, body: bytes) -> tuple[Callable[..., dict[str, Any] | str], dict[str, str]]:
-    """Look a request up in the API; return its function and its parameters. Raises ApiError."""
-    if name not in API:
-        raise ApiError(404, "there is no such API: " + ", ".join(f"{known[0]} /api/{api}" for api, known in API.items()))
-    method, function, takes = API[name]
-    if request.method != method:
-        raise ApiError(405, f"{name} takes {method}", Allow=method)
-    if request.query if method == "POST" else body:
-        raise ApiError(400, f"{name} takes {'a JSON body and no query' if method == 'POST' else 'no body'}")
-    given = read_json(body) if method == "POST" else read_query(request.query)
-    if set(given) != set(takes):
-        unknown = ", ".join(json.dumps(key[:80]) for key in [key for key in given if key not in takes][:5])
-        wanted = ", ".join(takes) or "no parameters"
-        raise ApiError(400, f"{name} takes {wanted}, not {unknown}" if unknown else f"{name} takes {wanted}, which is missing")
-    return function, {key: valid_user_id(value) for key, value in given.items()}
+def refuse_repeated(names: list[str]) -> None:
+    """Raise ApiError 400 if a parameter's name comes twice: one reader would take the first value, another the last."""
+    if len(set(names)) != len(names):
+        name = collections.Counter(names).most_common(1)[0][0]
+        raise ApiError(400, f"{json.dumps(name[:80])} came twice: expected it once")
 
 
-def create_db(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+def valid_user_id(text: object) -> str:
+    """Return the user id normalised to NFC. Raises ApiError 400 unless it keeps to USER_ID_RULE."""
+    short = isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS
+    user_id = unicodedata.normalize("NFC", str(text)) if short else ""
+    # The categories, not isalnum(), which is true for '²'.
+    categories = [unicodedata.category(character) for character in user_id]
+    allowed = (category[0] in "LM" or category == "Nd" or character in "._@-"
+               for category, character in zip(categories, user_id))
+    if (not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not all(allowed)
+            or categories[0][0] != "L" and categories[0] != "Nd"):
+        raise ApiError(400, f"user_id is malformed: {USER_ID_RULE}")
+    return user_id
+
+
+def create_db(server: Server, client: str, deadline: float, user_id: str) -> Answer:
     """Answer with the user's database, made if there is none, once it takes queries."""
-    return server.cluster.create(user_id, client, deadline)
+    ready = server.cluster.ready(user_id, client)
+    return ready or (lambda: server.cluster.create(user_id, client, deadline))
 
 
-def heart_beat(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+def heart_beat(server: Server, client: str, deadline: float, user_id: str) -> Answer:
     """Take a beat, for a database or none, but not for another client's."""
     return {"user_id": user_id, "status": server.cluster.beat(user_id, client)}
 
 
-def delete_db(server: Server, client: str, deadline: float, user_id: str) -> dict[str, Any]:
+def delete_db(server: Server, client: str, deadline: float, user_id: str) -> Answer:
     """Remove the user's database and its data, if there is one."""
-    server.cluster.delete(user_id, client, deadline)
-    return {"user_id": user_id, "status": "absent"}
+    def delete() -> Said:
+        server.cluster.delete(user_id, client, deadline)
+        return {"user_id": user_id, "status": "absent"}
+    return delete
 
 
-def list_db(server: Server, client: str, deadline: float) -> dict[str, Any]:
+def list_db(server: Server, client: str, deadline: float) -> Answer:
     """List the caller's own databases."""
-    return {"databases": server.cluster.databases_of(client, deadline)}
+    def listed() -> Said:
+        return {"databases": server.cluster.databases_of(client, deadline)}
+    return listed() if server.cluster.observed() else listed
 
 
-def status(server: Server, client: str, deadline: float) -> dict[str, Any]:
+def status(server: Server, client: str, deadline: float) -> Answer:
     """Say which version this is, since when it runs and whether the cluster answers."""
-    return {"version": __version__, "uptime_seconds": int(time.monotonic() - server.started), "cluster": server.cluster.status()}
+    return {"version": __version__, "uptime_seconds": int(time.monotonic() - server.started),
+            "cluster": server.cluster.status()}
 
 
-def tell_metrics(server: Server, client: str, deadline: float) -> str:
+def tell_metrics(server: Server, client: str, deadline: float) -> Answer:
     """Return what Prometheus scrapes. It names no user and no client."""
-    with server.lock:
-        connections: dict[str, float] = {"handshake": len(server.strangers), "idle": len(server.idle),
-                                         "busy": len(server.clients) - len(server.idle)}
+    connections: dict[str, float] = {"handshake": len(server.strangers), "idle": len(server.idle),
+                                     "busy": len(server.clients) - len(server.idle)}
     labelled: dict[str, tuple[str, dict[str, float]]] = {
         "connections": ("state", connections), "databases": ("status", server.cluster.count()),
         "certificate_expiry_timestamp_seconds": ("file", server.tls.expiries), "build_info": ("version", {__version__: 1})}
@@ -1256,7 +1220,7 @@ def tell_metrics(server: Server, client: str, deadline: float) -> str:
     return metrics.text(gauges)
 
 
-API: dict[str, tuple[str, Callable[..., dict[str, Any] | str], tuple[str, ...]]] = {
+API: dict[str, tuple[str, Callable[..., Answer], tuple[str, ...]]] = {
     "create_db": ("POST", create_db, ("user_id",)),
     "heart_beat": ("GET", heart_beat, ("user_id",)),
     "delete_db": ("POST", delete_db, ("user_id",)),
@@ -1264,10 +1228,6 @@ API: dict[str, tuple[str, Callable[..., dict[str, Any] | str], tuple[str, ...]]]
     "status": ("GET", status, ()),
     "metrics": ("GET", tell_metrics, ()),
 }
-# Prometheus sees a counter grow only from a value that it has seen: these are 0 before they happen.
-metrics.add("databases_swept_total", 0)
-for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
-    metrics.add("requests_total", 0, api=api, status=str(result))
 
 
 # ---- What the cluster is known to hold ---------------------------------------------------------------
@@ -1305,12 +1265,6 @@ def slug(user_id: str) -> str:
         return user_id
     readable = re.sub(r"[^a-z0-9]+", "-", user_id.lower())[:26].strip("-") or "user"
     return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
-
-
-@functools.lru_cache(16)  # A second's log lines share it.
-def rfc3339(seconds: float) -> str:
-    """Format seconds since 1970 as RFC 3339 in UTC."""
-    return time.strftime(RFC_3339, time.gmtime(seconds))
 
 
 def is_time(text: str) -> bool:
@@ -1449,7 +1403,7 @@ class Work:
     def __init__(self, database: Database, owner: tuple[str, str], group: Group) -> None:
         self.database, self.owner, self.group = database, owner, group
         self.done = False
-        self.failure: ApiError | None = None
+        self.failure: ApiError | KubectlError | None = None
 
 
 class Group:
@@ -1484,12 +1438,12 @@ class Group:
                 time.sleep(pause)
             with self.submitted:
                 group, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
-            failure: ApiError | None = None
+            failure: ApiError | KubectlError | None = None
             if not group:
                 continue  # Another worker took it.
             try:
                 self.do(group)
-            except ApiError as error:
+            except (ApiError, KubectlError) as error:
                 failure = error
             except Exception:
                 log.error(logfmt("group", error=traceback.format_exc()))
@@ -1543,6 +1497,16 @@ class Cluster:
         threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
 
     # -- what the API functions call
+
+    def ready(self, user_id: str, client: str) -> dict[str, Any] | None:
+        """Return the user's data source if the database takes queries and nothing is under way with it. Raises ApiError."""
+        with self.lock:
+            database = self.databases.get("mysql-" + slug(user_id))
+            if database and self.observed():
+                database.check(user_id, client)
+                if database.status() == "ready" and not database.work and not self.overdue(database):
+                    return self.answer(database, (user_id, client))
+            return None
 
     def create(self, user_id: str, client: str, deadline: float) -> dict[str, Any]:
         """Return the user's data source once the database takes queries. Raises ApiError, by the deadline."""
@@ -1635,7 +1599,6 @@ class Cluster:
             moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline) if moment > now]
             if deadline <= now:
                 return
-            step_aside()
             database.changed.wait(min(moments) - now)
 
     def advance(self, database: Database, owner: tuple[str, str], deadline: float) -> None:
@@ -1693,7 +1656,6 @@ class Cluster:
             trouble, remaining = self.trouble(unknown), deadline - time.monotonic()
             if trouble != "starting" or remaining <= 0:
                 raise KubectlError(trouble)
-            step_aside()
             self.synchronised.wait(remaining)
 
     def trouble(self, what: Iterable[str]) -> str:
@@ -1710,36 +1672,68 @@ class Cluster:
     # -- watching (Kubernetes API Concepts, "Efficient detection of changes")
 
     def watch(self, kind: str) -> NoReturn:
-        """Keep one kind's table what the cluster holds: list, then watch from there; list anew after any failure."""
-        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
-        version, pause = "", WATCH_PAUSES_SECONDS[0]
+        """Keep one kind's table what the cluster holds, as a thread: list, then watch from there, and on from there."""
+        version, pause, troubled = "", WATCH_PAUSES_SECONDS[0], False
         while True:
             started = time.monotonic()
             try:
                 if not version:
-                    listing = json.loads(b"".join(self.kubectl("get", "--raw", path)))
-                    with self.lock:
-                        self.take(self.known(self.databases.values()), [{**item, "kind": kind} for item in listing["items"]], (kind,))
-                        self.report(kind, "")
-                    log.info(logfmt("watch", kind=kind, listed=len(listing["items"])))
-                    version = listing["metadata"]["resourceVersion"]
+                    version = self.take_listing(kind)
+                elif troubled:  # That the cluster answers again shows in no watch in which nothing happens.
+                    self.kubectl("get", "--raw", f"{self.listing(kind)}&limit=1")
+                troubled = False
+                self.report(kind, "")
                 options = f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}"
-                for line in self.kubectl("get", "--raw", path + options, seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":  # 410 Gone: the version is no longer in the server's history.
-                        raise KubectlError("expired")
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] != "BOOKMARK":
-                        self.observe(event["object"], event["type"] == "DELETED")
-            except (KubectlError, ValueError, LookupError, TypeError, AttributeError) as error:
+                for line in self.kubectl.lines("get", "--raw", self.listing(kind) + options,
+                                               seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
+                    version = self.take_event(line)
+            except KubectlError as error:
+                log.warning(logfmt("watch", kind=kind, outcome=error.reason))
+                if error.reason == "expired":
+                    version = ""
+                elif error.reason != "cut":
+                    troubled = True
+                    self.report(kind, error.reason)
+            except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
+                log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
                 version = ""
-                self.report(kind, error.reason if isinstance(error, KubectlError) else "failed")
-                log.warning(logfmt("watch", kind=kind, outcome=error.reason if isinstance(error, KubectlError) else repr(error)))
+                self.report(kind, "failed")
             if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
                 pause = WATCH_PAUSES_SECONDS[0]
             else:
                 time.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
+
+    def listing(self, kind: str) -> str:
+        """Return the API server's path of our objects of a kind."""
+        return f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
+
+    def take_listing(self, kind: str) -> str:
+        """Take what the cluster holds of a kind in place of what was known before; return its resourceVersion."""
+        known = self.known(self.databases.values())
+        items: list[dict[str, Any]] = []
+        more = ""
+        while True:
+            page = self.kubectl("get", "--raw", f"{self.listing(kind)}&limit={PAGE_OBJECTS}{more}")
+            metadata, found = read_page(page)
+            items += [{**item, "kind": kind} for item in found]
+            if not metadata.get("continue"):
+                break
+            more = f"&continue={urllib.parse.quote(metadata['continue'])}"
+        self.take(known, items, (kind,))
+        log.info(logfmt("watch", kind=kind, listed=len(items)))
+        return str(metadata["resourceVersion"])
+
+    def take_event(self, line: bytes) -> str:
+        """Take a line of a watch; return the resourceVersion to go on from. Raises KubectlError if it has none."""
+        event = json.loads(line)
+        if event["type"] == "ERROR":
+            if event["object"].get("code") == 410:  # The version is no longer in the server's history.
+                raise KubectlError("expired")
+            raise KubectlError(why(str(event["object"].get("message"))))
+        if event["type"] != "BOOKMARK":
+            self.observe(event["object"], event["type"] == "DELETED")
+        return str(event["object"]["metadata"]["resourceVersion"])
 
     def observe(self, item: dict[str, Any], gone: bool = False) -> None:
         """Take one object as it is now, or as it was when it went."""
@@ -1808,14 +1802,13 @@ class Cluster:
                 wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
         if not wanted:
             return
-        metrics.add("creations_grouped", len(group))
-        printed: set[str] = set()
+        self.kubectl.post(lambda: metrics.add("creations_grouped", len(group)))
         manifest = listed([item for _, item in wanted])
         try:
-            for line in self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest, hide=passwords):
-                printed.add(line.decode().strip())
+            self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest, hide=passwords)
             return
         except KubectlError as error:
+            printed = set(error.printed.decode().split())
             # kubectl prints the objects that it made and, in the order of the rest, an error for each.
             failed = [(work, item) for work, item in wanted if f"{KINDS[item['kind']]}/{work.database.name}" not in printed]
             errors = error.each(len(failed))
@@ -1842,7 +1835,7 @@ class Cluster:
             return
         known = self.known(work.database for work in group)
         names = [f"{KINDS[kind]}/{work.database.name}" for work in group for kind in reversed(self.kinds)]
-        answer = b"".join(self.kubectl("get", *names, "--ignore-not-found", "-o", "json")) or b'{"items": []}'
+        answer = self.kubectl("get", *names, "--ignore-not-found", "-o", "json") or b'{"items": []}'
         items = json.loads(answer)
         items = items.get("items", [items])
         with self.lock:
@@ -1883,7 +1876,7 @@ class Cluster:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
                    "preconditions": {"uid": item.uid, **preconditions}}
         try:
-            b"".join(self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-", stdin=json.dumps(options).encode()))
+            self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-", stdin=json.dumps(options).encode())
         except KubectlError as error:
             if error.reason not in ("not found", "conflict"):
                 raise
@@ -1902,7 +1895,7 @@ class Cluster:
     def delete_group(self, group: list[Work]) -> None:
         """Delete many users' databases. The table may be late: whose they are, and that there are none, is read afresh."""
         known = self.known(work.database for work in group)
-        self.take(known, json.loads(b"".join(self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json")))["items"])
+        self.take(known, json.loads(self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json"))["items"])
         # What the watches know and the selector did not find has gone, or its label for the user was edited.
         self.read([work for work in group if known[work.database].keys() > work.database.objects.keys()])
         with self.lock:
@@ -1919,8 +1912,8 @@ class Cluster:
         if not group:
             return
         known = self.known(work.database for work in group)
-        deleted = {line.decode().strip() for line in self.kubectl(
-            "delete", self.resources, "-l", in_users(group), "--wait=false", "--ignore-not-found", "-o", "name")}
+        deleted = set(self.kubectl("delete", self.resources, "-l", in_users(group), "--wait=false", "--ignore-not-found",
+                                   "-o", "name").decode().split())
         for database, objects in known.items():
             found = {kind: item for kind, item in objects.items() if f"{KINDS[kind]}/{database.name}" in deleted}
             self.mark_leaving(database, {kind: item.uid for kind, item in found.items()})
@@ -1963,9 +1956,10 @@ class Cluster:
             for database in group.values():
                 database.unwritten = False  # What is heard from here on is the next round's.
             try:
-                for line in self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest):
-                    group.pop(line.decode().strip(), None)
+                self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest)
             except KubectlError as error:
+                for name in error.printed.decode().split():
+                    group.pop(name, None)
                 failure = failure or (None if error.reason == "not found" else error)
                 for database in group.values():  # What has gone meanwhile is not in the next round.
                     database.unwritten = True
@@ -2019,7 +2013,7 @@ class Cluster:
                     self.delete_one(work.database, kind, item)
                 if stateful_set or doomed:
                     user_id, client = work.owner
-                    metrics.add("databases_swept_total")
+                    self.kubectl.post(lambda: metrics.add("databases_swept_total"))
                     log.info(logfmt("sweep", user=user_id, client=client, last_beat=stateful_set.last_beat if stateful_set else "-"))
 
     def explain_group(self, group: list[Work]) -> None:
@@ -2028,7 +2022,7 @@ class Cluster:
         reasons: dict[str, ApiError] = {}  # By the database's name, or by the uid of its StatefulSet.
 
         def get(resource: str) -> list[dict[str, Any]]:
-            answer = b"".join(self.kubectl("get", "--raw", path + resource, seconds=REASON_SECONDS / 2))
+            answer = self.kubectl("get", "--raw", path + resource, seconds=REASON_SECONDS / 2)
             items: list[dict[str, Any]] = json.loads(answer)["items"]
             return items
         with contextlib.suppress(KubectlError, ValueError, LookupError):
@@ -2054,7 +2048,7 @@ class Cluster:
         manifest = listed(self.template.fill({**EXAMPLE, "now": rfc3339(0)}))
         while "template" in self.unknown:
             try:
-                b"".join(self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true", stdin=manifest))
+                self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true", stdin=manifest)
                 self.report("template", "")
             except KubectlError as error:
                 # A right or room that is lacking may come, and each create_db tells; a wrong template stays wrong.
@@ -2062,6 +2056,29 @@ class Cluster:
                 self.report("template", "" if passing else "template" if error.reason == "invalid" else error.reason)
                 log.error(logfmt("template", path=self.template.path, error=error))
                 time.sleep(WATCH_SECONDS if error.reason == "invalid" else WATCH_PAUSES_SECONDS[1])
+
+
+def read_page(page: bytes) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """Return a listing's metadata and its items, each parsed when its turn comes: all at once would stop the loop.
+
+    json.loads holds Python's lock until it is done, 30 ms for a page of large objects.
+    """
+    text = page.decode()
+    head, _, rest = text.partition('"items":[')
+    try:
+        return json.loads(head + '"items":[]}')["metadata"], items_of(rest)
+    except (ValueError, LookupError):  # Another order, or none at all.
+        whole = json.loads(text)
+        return whole["metadata"], iter(whole["items"] or ())
+
+
+def items_of(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the items of a JSON array whose opening bracket has been read."""
+    decoder, at = json.JSONDecoder(), 0
+    while text[at] != "]":
+        item, at = decoder.raw_decode(text, at)
+        at += text[at] == ","
+        yield item
 
 
 def listed(items: list[dict[str, Any]]) -> bytes:
@@ -2101,7 +2118,6 @@ def pod_reason(pod: dict[str, Any]) -> str:
     if reason:
         return f"the database is not ready, since its container does not start ({reason}): its maintainer finds why with kubectl describe"
     return "the database is starting: ask again, its creation goes on"
-
 
 # ---- Templates ----------------------------------------------------------------------------------------
 
@@ -2168,18 +2184,20 @@ class Template:
         objects: list[dict[str, Any]] = filled(self.objects)
         return objects
 
-
 # ---- kubectl ------------------------------------------------------------------------------------------
 
 # Reasons for which kubectl fails: how its words show it (the first that fits), and what a client is
 # told. kubectl's own words go to the log only.
 REASONS: dict[str, tuple[str, str, int]] = {
-    "quota": (r"exceeded quota", "the cluster's quota is used up: ask again when others have left, or ask the maintainer for more", 429),
+    "quota": (r"exceeded quota", "the cluster's quota is used up: ask again when others have left, or ask the "
+              "maintainer for more", 429),
     "exists": (r"\(AlreadyExists\)", "the object exists already", 409),
-    "ending": (r"because it is being terminated", "the server's namespace is being deleted from the cluster: its maintainer must create "
-               "it anew", 502),
-    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|TLS handshake timeout|"
-                    r"deadline exceeded|no such host|no route to host|connection reset|: EOF|stream error|x509:|failed to download openapi|"
+    "ending": (r"because it is being terminated", "the server's namespace is being deleted from the cluster: its "
+               "maintainer must create it anew", 502),
+    "cut": (r"unexpected EOF|GOAWAY|connection lost", "the connection to the cluster was cut: ask again", 503),
+    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|TLS handshake "
+                    r"timeout|deadline exceeded|no such host|no route to host|connection reset|: EOF|stream error|"
+                    r"x509:|failed to download openapi|unable to handle the request|"
                     r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
                     "the cluster does not answer: ask again", 503),
     "invalid": (r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
@@ -2190,23 +2208,20 @@ REASONS: dict[str, tuple[str, str, int]] = {
     "conflict": (r"\(Conflict\)", "the object was changed meanwhile: ask again", 503),
     "expired": (r"\((Expired|Gone)\)", "the cluster's history is being read anew: ask again", 503),
     "starting": (r"(?!)", "this server does not know the cluster yet: ask again", 503),
-    "template": (r"(?!)", "the cluster refuses this server's template: its maintainer must correct it, and start the server again", 502),
+    "template": (r"(?!)", "the cluster refuses this server's template: its maintainer must correct it, and start the "
+                 "server again", 502),
     "timeout": (r"(?!)", "the cluster does not answer in time: ask again", 503),
     "missing": (r"(?!)", "this server cannot run kubectl: its maintainer must see to it", 503),
     "failed": (r"", "the cluster failed to do this: its maintainer's log says why", 502),
 }
 
 
-class KubectlError(ApiError):
-    """A kubectl that failed: the reason, one of REASONS, and its own words, for the log only."""
+class KubectlError(Exception):
+    """A kubectl that failed: the reason, one of REASONS; its own words, for the log only; what it had printed."""
 
-    def __init__(self, reason: str, words: str = "") -> None:
-        _, message, status = REASONS[reason]
-        super().__init__(status, message, **({"Retry_After": "60" if status == 429 else "5"} if status in (429, 503) else {}))
-        self.reason, self.words = reason, words
-
-    def __str__(self) -> str:
-        return self.words or self.message
+    def __init__(self, reason: str, words: str = "", printed: bytes = b"") -> None:
+        super().__init__(words or reason)
+        self.reason, self.words, self.printed = reason, words, printed
 
     def each(self, count: int) -> list[KubectlError]:
         """Return an error for each of so many objects that kubectl could not create, in their order."""
@@ -2215,12 +2230,135 @@ class KubectlError(ApiError):
         if len(parts) == count:
             return [KubectlError(why(part), part) for part in parts]
         # Nothing was sent to the server, or whose is whose is not known: then all may ask again.
-        return [self if len(parts) < 2 and self.reason not in ("exists", "quota") else KubectlError("unreachable", self.words)] * count
+        alike = len(parts) < 2 and self.reason not in ("exists", "quota")
+        return [self if alike else KubectlError("unreachable", self.words)] * count
 
 
 def why(words: str) -> str:
     """Return the reason, of REASONS, that kubectl's words show."""
     return next(reason for reason, (pattern, _, _) in REASONS.items() if re.search(pattern, words))
+
+
+class Kubectl:
+    """Runs kubectl on one namespace, for any thread that may wait; only the loop's may not."""
+
+    def __init__(self, path: str, context: str, namespace: str) -> None:
+        self.namespace = namespace
+        self.command = [path, *([f"--context={context}"] if context else [])]
+        # Linux can end a child with its parent, however that ends. setpriv comes with Debian; without
+        # it, a watch ends at its next line, and any kubectl at its own time limit.
+        setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "KILL"]
+        if setpriv[0] and subprocess.run([*setpriv, "true"], capture_output=True).returncode == 0:
+            self.command = [*setpriv, *self.command]
+        self.lock = threading.Lock()
+        self.running: dict[int, subprocess.Popen[bytes]] = {}  # By process id.
+        self.stopped = False
+        self.post: Callable[[Step], object] = lambda step: step()  # Server.post, once there is a loop.
+
+    def __call__(self, *arguments: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS,
+                 hide: Sequence[str] = ()) -> bytes:
+        """Run kubectl to its end and return what it prints; see `stream`."""
+        printed: list[bytes] = []
+        try:
+            printed.extend(self.stream(arguments, stdin, seconds, hide))
+        except KubectlError as error:
+            raise KubectlError(error.reason, error.words, b"".join(printed)) from error
+        return b"".join(printed)
+
+    def lines(self, *arguments: str, seconds: float) -> Iterator[bytes]:
+        """Run kubectl and yield the lines that it prints, as they come; see `stream`."""
+        rest = b""
+        for data in self.stream(arguments, b"", seconds, ()):
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+
+    def stream(self, arguments: Sequence[str], stdin: bytes, seconds: float, hide: Sequence[str]) -> Iterator[bytes]:
+        """Run kubectl and yield what it prints, as it comes. Every kubectl of this server runs here.
+
+        `seconds` is its time limit and `hide` the passwords that its words must not show. Raises
+        KubectlError when it fails or the time is up.
+        """
+        started, outcome, said = time.monotonic(), "ok", ""
+        try:
+            with memory_file(stdin) as given, memory_file() as words, self.start(arguments, given, words) as process:
+                try:
+                    assert process.stdout
+                    poll = select.poll()
+                    poll.register(process.stdout, select.POLLIN)
+                    while poll.poll(max(started + seconds - time.monotonic(), 0) * 1000):
+                        data = os.read(process.stdout.fileno(), 2 ** 16)
+                        if not data:
+                            break
+                        yield data
+                    code = process.wait(max(started + seconds - time.monotonic(), 0))
+                    if code:
+                        words.seek(0)
+                        # Newer kubectls repeat in klog's format, five times, that they cannot connect.
+                        said = "".join(line for line in words.read().decode(errors="replace").splitlines(True)
+                                       if "memcache.go" not in line)
+                        outcome = "timeout" if code < 0 else "missing" if code in (126, 127) else why(said)
+                except subprocess.TimeoutExpired:
+                    outcome = "timeout"
+                finally:
+                    with self.lock:
+                        kill(process)
+                    process.wait()
+                    with self.lock:
+                        del self.running[process.pid]
+        except (OSError, RuntimeError) as error:  # No process, file or memory to be had.
+            outcome, said = "missing", str(error)
+        said, taken = strike_out(said, hide), time.monotonic() - started
+        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-" and argument != "name"),
+                                "-").partition("?")
+        verb = "watch" if "&watch=1" in query else arguments[0]
+        self.post(lambda: metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome))
+        expected = self.stopped or outcome in ("ok", "exists", "not found", "conflict")
+        log.log(logging.INFO if expected else logging.WARNING, logfmt(
+            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000, **({"said": said} if said else {})))
+        if outcome != "ok":
+            raise KubectlError(outcome, said)
+
+    def start(self, arguments: Sequence[str], stdin: IO[bytes], words: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start kubectl, its own words going to a file. Raises OSError if it cannot be started."""
+        command = [*self.command, *([f"--namespace={self.namespace}"] if self.namespace else []), *arguments]
+        with self.lock:
+            if self.stopped:
+                raise OSError("this server is stopping")
+            # A group of its own, so that it ends together with the credential helpers it may start.
+            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=words, start_new_session=True)
+            self.running[process.pid] = process
+            return process
+
+    def reap(self) -> None:
+        """As the first process of a container, bury what was left to us; what is ours is waited for elsewhere."""
+        with self.lock, contextlib.suppress(ChildProcessError):
+            while os.getpid() == 1 and (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+                if dead.si_pid in self.running:
+                    break  # It hides the others until then.
+                os.waitpid(dead.si_pid, 0)
+
+    def stop(self) -> None:
+        """End every kubectl, and start none any more."""
+        with self.lock:
+            self.stopped = True
+            for process in self.running.values():
+                kill(process)
+
+
+def memory_file(content: bytes = b"") -> IO[bytes]:
+    """Return an open file without a name, in memory where the system has that: passwords are on no disk."""
+    create = getattr(os, "memfd_create", None)  # Linux has it.
+    file: IO[bytes] = os.fdopen(create("kubectl"), "w+b") if create else tempfile.TemporaryFile()  # noqa: SIM115
+    file.write(content)
+    file.seek(0)
+    return file
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process's group, unless the process was waited for and its number may be another's."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def strike_out(words: str, passwords: Sequence[str]) -> str:
@@ -2235,93 +2373,349 @@ def strike_out(words: str, passwords: Sequence[str]) -> str:
         match[0][start:start + 4] in pieces for start in range(len(match[0]) - 3)) else match[0], words)
 
 
-class Kubectl:
-    """Runs kubectl on one namespace."""
+# ---- TLS files -----------------------------------------------------------------------------------------
 
-    def __init__(self, path: str, context: str, namespace: str) -> None:
-        self.namespace = namespace
-        self.command = [path, *([f"--context={context}"] if context else [])]
-        # Linux can end a child with its parent, however that ends. setpriv comes with Debian; without
-        # it, a watch ends at its next line, and any kubectl at its own time limit.
-        setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "KILL"]
-        if setpriv[0] and subprocess.run([*setpriv, "true"], capture_output=True).returncode == 0:
-            self.command = [*setpriv, *self.command]
-        self.lock = threading.Lock()
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
+class Tls(NamedTuple):
+    """What the TLS files hold, at one moment."""
 
-    def stop(self) -> None:
-        """End every kubectl, and start none any more."""
-        with self.lock:
-            self.stopped = True
-            for process in self.running:
-                kill(process)
+    context: ssl.SSLContext
+    trusted: bytes  # The CA and the revocation list: who is let in.
+    revoked: frozenset[int]  # Serial numbers.
+    expiries: dict[str, float]  # By file; seconds since 1970.
+    unlisted: tuple[str, ...]  # CAs whose clients nobody lets in, since another CA has a list and they have none.
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS, hide: Sequence[str] = ()) -> Iterator[bytes]:
-        """Run kubectl and yield the lines it prints, as they come.
 
-        `seconds` is its time limit and `hide` the passwords that its words must not show. Raises
-        KubectlError when it fails or the time is up. Every kubectl of this server runs here.
-        """
-        started, outcome, said = time.monotonic(), "ok", ""
+def load_tls(files: dict[str, str]) -> Tls:
+    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, which may be empty.
+
+    The context requires a certificate of our CA from every client, in every handshake. Raises Refusal.
+    """
+    content = {}
+    for name, path in files.items():
+        with blaming(f"--{name} {path} cannot be read", "make it with gen_cert.sh server, or name another file"):
+            content[name] = read_file(path) if path or name != "crl" else b""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps them
+    # with the context, Python cannot tell it not to, and Server.admit looks.
+    context.options |= (ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+                        | ssl.OP_NO_RENEGOTIATION)
+    context.num_tickets = 0
+    with blaming(f"--ca_crt {files['ca_crt']} holds no certificate that can be used",
+                 "name the CA's certificate in PEM"):
+        # OpenSSL checks the purpose too: a certificate for servers only is no client's.
+        context.load_verify_locations(files["ca_crt"])
+        authorities = list(map(read_certificate, context.get_ca_certs(binary_form=True)))
+        if not authorities:
+            raise ValueError("it is no CA's: it may not sign others")
+        expiries = {"ca_crt": min(expiry for _, expiry in authorities)}
+    with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used together",
+                 "expected a private key in PEM without a password, and the certificate that was made for it"):
+        # Without a password function OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
+        expiries["server_crt"] = read_certificate(pem(content["server_crt"], "CERTIFICATE")[0])[1]
+    revoked: set[int] = set()
+    listed: set[bytes] = set()
+    with blaming(f"--crl {files['crl']} cannot be used",
+                 "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
+        for crl in pem(content["crl"], "X509 CRL") if files["crl"] else ():
+            issuer, made, expiry, serials = read_crl(crl)
+            if issuer not in [subject for subject, _ in authorities]:
+                raise ValueError(f"it is not of the CA in {files['ca_crt']}")
+            if not made <= time.time() < expiry:
+                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and nobody "
+                                 "would get in")
+            expiries["crl"] = min(expiry, expiries.get("crl", expiry))
+            revoked |= serials
+            listed.add(issuer)
+        if files["crl"]:
+            context.load_verify_locations(files["crl"])
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    unlisted = tuple(readable_name(subject) for subject, _ in authorities if files["crl"] and subject not in listed)
+    return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), expiries, unlisted)
+
+
+def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
+    """Read the TLS files whenever they change or SIGHUP comes, as a thread, and warn before what they hold ends.
+
+    Files that cannot be used leave everything as it was.
+    """
+    files, warned = server.tls_files, dict[str, float]()
+    taken = before = stamps(files)
+    while True:
+        warn_of_ends(files, tls, warned)
+        ordered = True
         try:
-            with tempfile.TemporaryFile() as words, self.start(arguments, words) as process:
-                killer = threading.Timer(seconds, kill, [process])
-                killer.daemon = True
-                try:
-                    killer.start()
-                    assert process.stdin and process.stdout
-                    with contextlib.suppress(BrokenPipeError), process.stdin:
-                        process.stdin.write(stdin)  # kubectl reads it whole before it prints.
-                    yield from process.stdout
-                    if process.wait():
-                        words.seek(0)
-                        # Newer kubectls repeat in klog's format, five times, that they cannot connect.
-                        said = "".join(line for line in words.read().decode(errors="replace").splitlines(True) if "memcache.go" not in line)
-                        killed, missing = process.returncode < 0, process.returncode in (126, 127)
-                        outcome = "timeout" if killed else "missing" if missing else why(said)
-                finally:
-                    killer.cancel()
-                    kill(process)
-                    with self.lock:
-                        self.running.discard(process)
-        except (OSError, RuntimeError) as error:  # No process, thread, file or memory to be had.
-            outcome, said = "missing", str(error)
-        said = strike_out(said, hide)
-        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-" and argument != "name"), "-").partition("?")
-        verb = "watch" if "&watch=1" in query else arguments[0]
-        taken = time.monotonic() - started
-        metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome)
-        log.log(logging.INFO if outcome in ("ok", "exists", "not found", "conflict") else logging.WARNING, logfmt(
-            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000, **({"said": said} if said else {})))
-        if outcome != "ok":
-            raise KubectlError(outcome, said)
-
-    def start(self, arguments: Sequence[str], words: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start kubectl, its own words going to a file. Raises OSError if it cannot be started."""
-        command = [*self.command, *([f"--namespace={self.namespace}"] if self.namespace else []), *arguments]
-        with self.lock:
-            if self.stopped:
-                raise OSError("this server is stopping")
-            # A group of its own, so that it ends together with the credential helpers it may start.
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, start_new_session=True)
-            self.running.add(process)
-            return process
+            server.reloads.get(timeout=RELOAD_SECONDS)
+        except queue.Empty:
+            ordered = False
+        now = stamps(files)
+        if ordered or now != taken and now == before:
+            taken = now
+            try:
+                tls = load_tls(files)
+                server.post(functools.partial(server.take_files, tls))
+            except Refusal as refusal:
+                log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))
+            except Exception:
+                log.error(logfmt("tls", error=traceback.format_exc()))
+        before = now
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process's group, unless the process was waited for and its number may be another's."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+def stamps(files: dict[str, str]) -> list[tuple[int, ...]]:
+    """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
+    found: list[tuple[int, ...]] = []
+    for path in filter(None, files.values()):
+        with contextlib.suppress(OSError):
+            stat = os.stat(path)
+            found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
+    return found
+
+
+def warn_of_ends(files: dict[str, str], tls: Tls, warned: dict[str, float]) -> None:
+    """Warn of a file that ends soon, once a day, or has ended, once a minute; `warned` says until when that was done."""
+    for name, expiry in tls.expiries.items():
+        left = expiry - time.time()
+        key = name if left > 0 else f"{name} has ended"
+        if left < EXPIRY_WARNING_SECONDS and time.monotonic() > warned.get(key, 0):
+            warned[key] = time.monotonic() + (86400 if left > 0 else REFUSALS_SECONDS)
+            log.log(logging.ERROR if left <= 0 else logging.WARNING, logfmt(
+                "tls", file=files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
+
+
+def read_file(path: str) -> bytes:
+    """Return a file's content. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def pem(content: bytes, label: str) -> list[bytes]:
+    """Return the DER of a PEM file's blocks of this label (RFC 7468). Raises ValueError if there is none."""
+    block = rb"-----BEGIN %s-----(.+?)-----END" % label.encode()
+    blocks = [base64.b64decode(text) for text in re.findall(block, content, re.S)]
+    if not blocks:
+        raise ValueError(f"it holds no {label} in PEM")
+    return blocks
+
+
+def read_certificate(certificate: bytes) -> tuple[bytes, float]:
+    """Return a certificate's subject and when it ends (RFC 5280, section 4.1). Python's ssl tells it of the other side's only."""
+    fields = der(der(der(certificate)[0][1])[0][1])
+    fields = fields[1:] if fields[0][0] == 0xa0 else fields  # A version comes first, but for version 1.
+    return fields[4][1], der_time(*der(fields[3][1])[1])
+
+
+def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
+    """Return a revocation list's issuer, when it begins and ends, and the serial numbers in it (RFC 5280, section 5.1)."""
+    fields = der(der(der(crl)[0][1])[0][1])
+    fields = fields[1:] if fields[0][0] == 0x02 else fields
+    (_, issuer), begins, *rest = fields[1:]
+    ends = der_time(*rest.pop(0)) if rest and rest[0][0] in (0x17, 0x18) else float("inf")
+    entries = der(rest[0][1]) if rest and rest[0][0] == 0x30 else []
+    return issuer, der_time(*begins), ends, {int.from_bytes(der(entry)[0][1], "big") for _, entry in entries}
+
+
+def readable_name(name: bytes) -> str:
+    """Return a distinguished name's values as a maintainer knows them (RFC 5280, section 4.1.2.4)."""
+    values = [der(der(attribute)[0][1])[1][1] for _, attribute in der(name)]
+    return "/".join(value.decode("utf-8", "replace") for value in values)
+
+
+def der(data: bytes) -> list[tuple[int, bytes]]:
+    """Return the tag and the content of each DER element, one after another (X.690, section 8.1). Raises IndexError."""
+    found, at = [], 0
+    while at < len(data):
+        tag, length, at = data[at], data[at + 1], at + 2
+        if length > 0x7f:  # So many bytes of length follow.
+            at += length & 0x7f
+            length = int.from_bytes(data[at - (length & 0x7f):at], "big")
+        found.append((tag, data[at:at + length]))
+        at += length
+    return found
+
+
+def der_time(tag: int, content: bytes) -> float:
+    """Return a UTCTime or GeneralizedTime in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
+    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
+    return calendar.timegm(time.strptime(content.decode("ascii"), form))
+
+
+# ---- The log and the metrics ---------------------------------------------------------------------------
+
+log = logging.getLogger("playground")
+log.addHandler(logging.NullHandler())  # Until `run` has it written to stderr.
+PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
+
+
+def logfmt(event: str, **fields: object) -> str:
+    """Format an event and key=value pairs for the log; what is not plain becomes a JSON string, so that none forges a line."""
+    def quote(value: object) -> str:
+        text = f"{value:.1f}" if isinstance(value, float) else str(value)
+        return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
+    return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
+
+
+class LogQueue(logging.Handler):
+    """Has a thread write the log's lines to a file: one that nobody reads fills the queue, and keeps nobody waiting."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self.file = file
+        self.lines: collections.deque[str] = collections.deque()
+        self.dropped = 0
+        self.written = 0.0  # When all was, by time.monotonic.
+        self.wanted = threading.Event()
+        threading.Thread(target=self.write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a line, with the time in UTC, or count it as dropped."""
+        if len(self.lines) >= MAX_LOG_LINES:
+            self.dropped += 1
+        else:
+            self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} event={record.getMessage()}\n")
+            if not self.wanted.is_set():
+                self.wanted.set()
+
+    def write(self) -> NoReturn:
+        """Write what is queued, as a thread, and afterwards how much was not."""
+        told = 0
+        while True:
+            self.wanted.wait()
+            time.sleep(LOG_SECONDS)
+            self.wanted.clear()
+            while self.lines:
+                lines = [self.lines.popleft() for _ in range(min(len(self.lines), 100))]
+                if not self.lines and self.dropped > told:
+                    told, now = self.dropped, rfc3339(int(time.time()))
+                    lines.append(f"time={now} level=WARNING event=log dropped={told} reason=\"nobody read the log in time\"\n")
+                data = "".join(lines).encode("utf-8", "backslashreplace")
+                with contextlib.suppress(OSError):  # Nobody reads it any more.
+                    while data:
+                        data = data[os.write(self.file, data):]
+            self.written = time.monotonic()
+
+    def flush_for(self, seconds: float) -> None:
+        """Wait until all is written, or for so long."""
+        now = time.monotonic()
+        self.wanted.set()
+        while self.written <= now + LOG_SECONDS and time.monotonic() < now + seconds:
+            time.sleep(LOG_SECONDS / 4)
+
+
+@functools.lru_cache(16)  # A second's log lines share it.
+def rfc3339(seconds: float) -> str:
+    """Format seconds since 1970 as RFC 3339 in UTC."""
+    return time.strftime(RFC_3339, time.gmtime(seconds))
+
+
+class Family(NamedTuple):
+    """A family of metrics: its type, what it tells, and the upper bounds of a histogram's buckets."""
+
+    kind: str
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+FAMILIES = {
+    "requests_total": Family("counter", "Requests answered."),
+    "request_seconds": Family("histogram", "Time from a request's first byte to its answer.",
+                              (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18)),
+    "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
+    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.", (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
+    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.", (1, 2, 5, 10, 20, 50)),
+    "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
+    "connections": Family("gauge", "Open connections."),
+    "databases": Family("gauge", "Databases in the namespace."),
+    "cluster_synchronised": Family("gauge", "1 while every watch goes well and the template is known to be good, "
+                                   "otherwise 0."),
+    "last_beat_write_timestamp_seconds": Family("gauge", "When heart beats were last written into the cluster, or none "
+                                                "was waiting."),
+    "certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate or the revocation list ends."),
+    "log_lines_dropped_total": Family("counter", "Lines of the log that nobody read in time."),
+    "build_info": Family("gauge", "1; the label tells the version."),
+}
+
+
+Labels = tuple[tuple[str, str], ...]
+Samples = dict[str, dict[Labels, float]]  # By family and labels.
+
+
+class Metrics:
+    """What has happened since the start, for Prometheus (its text format, version 0.0.4); the loop's alone."""
+
+    def __init__(self) -> None:
+        # By family and labels: a counter's value; or a histogram's count for each bucket and above, and the sum.
+        self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
+
+    def add(self, family: str, value: float = 1, **labels: str) -> None:
+        """Add to a counter, or put a value into a histogram."""
+        buckets = FAMILIES[family].buckets
+        cells = self.values[family].setdefault(tuple(labels.items()), [0.0] * (len(buckets) + 2 if buckets else 1))
+        cells[-1] += value
+        if buckets:
+            cells[bisect.bisect_left(buckets, value)] += 1
+
+    def text(self, gauges: Samples) -> str:
+        """Return all of them, and what the gauges say now, by family and labels."""
+        lines = []
+
+        def sample(name: str, labels: Labels, value: float) -> None:
+            quoted = ",".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in labels)
+            lines.append(f"playground_{name}{f'{{{quoted}}}' if quoted else ''} {value:.15g}")
+        for name, family in FAMILIES.items():
+            lines += [f"# HELP playground_{name} {family.help}", f"# TYPE playground_{name} {family.kind}"]
+            for labels, value in gauges.get(name, {}).items():
+                sample(name, labels, value)
+            for labels, cells in self.values[name].items():
+                if not family.buckets:
+                    sample(name, labels, cells[0])
+                    continue
+                counts = list(itertools.accumulate(cells[:-1]))
+                for bound, count in zip((*map(str, family.buckets), "+Inf"), counts):
+                    sample(f"{name}_bucket", (*labels, ("le", bound)), count)
+                sample(f"{name}_sum", labels, cells[-1])
+                sample(f"{name}_count", labels, counts[-1])
+        return "\n".join(lines) + "\n"
+
+
+metrics = Metrics()
+# Prometheus sees a counter grow only from a value that it has seen: these are 0 before they happen.
+metrics.add("databases_swept_total", 0)
+for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
+    metrics.add("requests_total", 0, api=api, status=str(result))
 
 
 # ---- The command line ---------------------------------------------------------------------------------
 
+class Refusal(Exception):
+    """Why the server does not start, or does not take a file up: what is wrong, with its path, and the remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}: {remedy}")
+
+
+@contextlib.contextmanager
+def blaming(what: str, remedy: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into a Refusal that names it."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError) as error:
+        raise Refusal(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses what it does not understand in one line, as all else is refused that stands in the way of a start."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        raise Refusal(message, "see --help")
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line; dashes in the options' names work for underscores."""
-    parser = argparse.ArgumentParser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a database "
-                                     "in its Kubernetes cluster, over mutual TLS.")
+    """Read the command line; dashes in the options' names work for underscores. Raises Refusal."""
+    parser = Parser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a database in its "
+                    "Kubernetes cluster, over mutual TLS.")
 
     def option(name: str, default: Any, text: str, shown: str = "", **more: Any) -> None:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
@@ -2340,9 +2734,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("db_template", "mysql.yaml", "template of a database, in that folder")
     option("idle_timeout", 12 * 3600.0, "seconds without a heart beat after which a database is deleted; 0 for never", type=seconds)
     option("sweep_interval", 60.0, "seconds between two rounds of writing heart beats down and deleting what is idle", type=seconds)
-    option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=int)
-    option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=int)
-    option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once", type=int)
+    option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=limit)
+    option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=limit)
+    option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once; 0 for no limit",
+           type=limit)
     option("ready_file", "", "file that is made once the cluster is known, for a readiness probe", shown="none")
     parser.add_argument("--check", action="store_true", help="try all that the server needs, print a line for each, and exit with 0 or 1")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -2353,6 +2748,14 @@ def seconds(text: str) -> float:
     """Read a number of seconds from the command line. Raises ValueError."""
     value = float(text)
     if not 0 <= value <= 1e8:
+        raise ValueError
+    return value
+
+
+def limit(text: str) -> int:
+    """Read a number that bounds something from the command line; 0 is no bound. Raises ValueError."""
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -2384,8 +2787,8 @@ def find_namespace(options: argparse.Namespace) -> str:
     namespace: str = options.namespace
     try:
         if not namespace or options.context:  # Which must be there.
-            own = b"".join(Kubectl(options.kubectl, options.context, "")(
-                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}", seconds=5)).decode()
+            own = Kubectl(options.kubectl, options.context, "")(
+                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}", seconds=5).decode()
             namespace = namespace or own
     except KubectlError as error:
         if options.context or "current-context must exist" not in error.words:  # There is none in a pod, which is no error.
@@ -2417,14 +2820,14 @@ def check(options: argparse.Namespace) -> int:
             return None
 
     def ask(*arguments: str, stdin: bytes = b"") -> str:
-        return b"".join(kubectl(*arguments, stdin=stdin)).decode().strip()
+        return kubectl(*arguments, stdin=stdin).decode().strip()
 
     def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "") -> str:
         try:
             answer = ask(*arguments, stdin=stdin)
         except KubectlError as error:
-            words = next(iter(error.words.splitlines()), error.message)
-            say(what, f"{words}; {remedy or error.message.rpartition(': ')[2]}")
+            words = next(iter(error.words.splitlines()), told(error).message)
+            say(what, f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
             return ""
         say(what)
         return answer
@@ -2439,6 +2842,8 @@ def check(options: argparse.Namespace) -> int:
             say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
         except ssl.SSLError as error:
             say(tls_files["server_crt"], f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
+        for name in tls.unlisted:
+            say(f"{tls_files['crl']} lists the CA {name!r}", UNLISTED)
     template: Template | None = prepare(find_template)
     kubectl: Kubectl = prepare(find_kubectl)
     if not kubectl:
@@ -2457,7 +2862,7 @@ def check(options: argparse.Namespace) -> int:
             try:
                 ask("auth", "can-i", verb, kind)
             except KubectlError as error:  # To say no is a failure to kubectl.
-                problem = "grant it, as k8s_templates/playground.yaml does" if error.reason == "failed" else error.message
+                problem = "grant it, as k8s_templates/playground.yaml does" if error.reason == "failed" else told(error).message
             say(f"right to {verb} {kind}", problem)
     made = template and attempt(
         f"namespace {kubectl.namespace} takes the objects of {template.path}",
@@ -2486,6 +2891,9 @@ def check(options: argparse.Namespace) -> int:
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return 1 if wrong else 0
+
+
+UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
 
 
 def quantity(text: str) -> float:
@@ -2517,7 +2925,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start, serve and end as the options say; return the exit status. Raises Refusal."""
+    """Start, serve and end as the options say; return the exit status of a check. Raises Refusal."""
     if options.check:
         return check(options)
     template, tls_files = find_template(options), find_tls_files(options)
@@ -2530,9 +2938,8 @@ def run(options: argparse.Namespace) -> int:
         with blaming(f"--ready_file {options.ready_file} cannot be made", "name a file in a folder that this server may write"):
             open(options.ready_file, "w", encoding="utf-8").close()
             os.remove(options.ready_file)  # A server before this one may have left it.
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogLine())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    lines = LogQueue(sys.stderr.fileno())
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     # No line shows these, and finding them out takes as long as writing it (the logging HOWTO's Optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -2543,37 +2950,38 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, OverflowError) as error:
         raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
                       "name an address of this machine and a free port") from error
-    # Any thread may be given the signal, and would not wake this one from anything but reading a file.
-    signalled, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    cluster.start()
-    server.leader.start()
-    threading.Thread(target=server.keep_house, name="keep house", daemon=True).start()
-    server.listen()
-    log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port, client_ca=options.ca_crt,
-                    crl=options.crl or "none", certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
-                    context=options.context or "current", namespace=kubectl.namespace, template=template.path,
-                    idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
-    while os.read(signalled, 1) == bytes([signal.SIGHUP]):
-        server.reload()
+    kubectl.post = server.post
+    signal.set_wakeup_fd(server.bell.fileno(), warn_on_full_buffer=False)  # Or the loop would not hear of it.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # The next one ends the server at once.
-    log.info(logfmt("stop", seconds=STOP_SECONDS))
-    deadline = time.monotonic() + STOP_SECONDS
-    last = threading.Timer(STOP_SECONDS + LAST_BEATS_SECONDS, kubectl.stop)
-    last.daemon = True
-    last.start()
-    server.stop()
-    cluster.write_beats()
-    while (server.clients or server.strangers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    cluster.write_beats()
+        signal.signal(number, lambda *_: end(server))
+    signal.signal(signal.SIGHUP, lambda *_: server.reloads.put(None))
+    cluster.start()
+    threading.Thread(target=watch_tls_files, args=(server, server.tls), name="tls files", daemon=True).start()
+    server.listen()
+    log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port,
+                    client_ca=options.ca_crt, crl=options.crl or "none",
+                    certificate_ends=rfc3339(server.tls.expiries["server_crt"]), context=options.context or "current",
+                    namespace=kubectl.namespace, template=template.path,
+                    idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
+    for name in server.tls.unlisted:
+        log.warning(logfmt("tls", file=options.crl, lacks=name, remedy=UNLISTED))
+    server.serve_forever()
+    beats = threading.Thread(target=cluster.write_beats, daemon=True)
+    beats.start()
+    beats.join(max(server.stop_at - time.monotonic(), 0) + LAST_BEATS_SECONDS)
     server.refusals.flush(everything=True)
     kubectl.stop()
-    return 0
+    lines.flush_for(1)
+    os._exit(0)  # Taking the interpreter down beside threads that run on has ended in a crash.
+
+
+def end(server: Server) -> None:
+    """Handle a signal to end: the kernel ends what has not ended in time, and the next signal ends it at once."""
+    signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS + LAST_BEATS_SECONDS + 2)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    server.post(lambda: log.info(logfmt("stop", seconds=STOP_SECONDS)))
+    server.shutdown()
 
 
 if __name__ == "__main__":
