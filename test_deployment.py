@@ -410,7 +410,7 @@ def right(method: str, url: str) -> tuple[str, str, str] | None:
     return group or "", resource, verb
 
 
-@unittest.skipUnless(test.REAL, "needs a whole Kubernetes API, and devcluster.py is none")
+@unittest.skipUnless(test.REAL, "needs a whole Kubernetes API, and devcluster is none")
 class InTheCluster(unittest.TestCase):
     """What playground.yaml makes, in a namespace of this run's own."""
 
@@ -694,7 +694,7 @@ class Watching(unittest.TestCase):
             self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
 
 
-@unittest.skipUnless(test.REAL, "needs a whole Kubernetes API, and devcluster.py is none")
+@unittest.skipUnless(test.REAL, "needs a whole Kubernetes API, and devcluster is none")
 class Commands(unittest.TestCase):
     """The commands of each document, run in their order."""
 

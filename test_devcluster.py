@@ -1,4 +1,4 @@
-"""Tests of devcluster.py: the words of kubectl against a real API server's, the database that it runs, its faults, its end.
+"""Tests of devcluster: the words of kubectl against a real API server's, the database that it runs, its faults, its end.
 
 PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without it, the
 comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it, with Debian's 1.20.
@@ -38,8 +38,8 @@ class Running:
 
     def __init__(self, *options: str) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 Closed at the end.
-        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", os.path.join(HERE, "devcluster.py"), *options],
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "devcluster", *options],
+                                        stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=HERE)
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
         self.kubeconfig = self.first_line.strip().partition("export KUBECONFIG=")[2]
@@ -224,7 +224,8 @@ def fetched_kubectl() -> str:
         subprocess.run(["apt-get", "download", "kubernetes-client"], cwd=CACHE, capture_output=True)
         for package in glob.glob(os.path.join(CACHE, "kubernetes-client_*.deb")):
             subprocess.run(["dpkg-deb", "-x", package, CACHE], capture_output=True)
-            os.remove(package)
+            with contextlib.suppress(FileNotFoundError):  # Another test process fetches it as well.
+                os.remove(package)
     return path if os.path.exists(path) else ""
 
 
@@ -306,7 +307,8 @@ class Process(unittest.TestCase):
     def test_port_in_use_is_said_in_one_line(self) -> None:
         with Running("--hollow") as devcluster:
             port = re.findall(r":(\d+)", devcluster.kubectl("config", "view"))[-1]
-            result = subprocess.run([sys.executable, os.path.join(HERE, "devcluster.py"), f"--port={port}"], capture_output=True, text=True)
+            result = subprocess.run([sys.executable, "-m", "devcluster", f"--port={port}"], capture_output=True,
+                                    text=True, cwd=HERE)
             self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
             self.assertIn("in use", result.stderr)
 

@@ -1741,7 +1741,7 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual(server.call("alice", "delete_db", "handled")[0], 200)
             eventually(lambda: "mysql-handled" not in kubectl("get", "statefulset,service,secret", "-o", "name"), "all of it is deleted")
 
-    @unittest.skipUnless(REAL, "needs finalizers, which devcluster.py does not know")
+    @unittest.skipUnless(REAL, "needs finalizers, which devcluster does not know")
     def test_pod_that_is_stuck_in_its_end_is_named(self) -> None:
         with Running().known() as server:
             server.call("alice", "create_db", "stuck")
