@@ -11,13 +11,13 @@ from devcluster.kinds import Kind, Object
 class ApiError(Exception):
     """A Status of failure: HTTP's code, Kubernetes' reason, a real API server's words."""
 
-    def __init__(self, code: int, reason: str, message: str, details: Object | None = None) -> None:
+    def __init__(self, code: int, reason: str, message: str, details: Object | None = None,
+                 **meta: Any) -> None:
         super().__init__(message)
         self.code = code
-        self.status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                       "message": message,
-                       "reason": reason, **({"details": details} if details is not None else {}),
-                       "code": code}
+        self.status = {"kind": "Status", "apiVersion": "v1", "metadata": meta, "status": "Failure",
+                       "message": message, "reason": reason,
+                       **({"details": details} if details is not None else {}), "code": code}
 
 
 def about(kind: Kind, name: str = "", **more: Any) -> Object:
@@ -42,6 +42,14 @@ def conflict(kind: Kind, name: str, called: str, why: str) -> ApiError:
     """Return the error of an object that is not any more what the client thinks."""
     return ApiError(409, "Conflict", f'Operation cannot be fulfilled on {called} "{name}": {why}',
                     about(kind, name))
+
+
+def wrong_uid(kind: Kind, namespace: str, name: str, given: str, known: str) -> ApiError:
+    """Return the error of an object that is another one by now, or none."""
+    return conflict(kind, name, kind.resource, (
+        f"StorageError: invalid object, Code: 4, Key: /registry/{kind.plural}/{namespace}/{name}, "
+        "ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: "
+        f"{given}, UID in object meta: {known}"))
 
 
 def bad_request(message: str) -> ApiError:

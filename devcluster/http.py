@@ -18,7 +18,7 @@ from typing import Any
 from devcluster.errors import NOWHERE, ApiError, Malformed, bad_request, forbidden
 from devcluster.kinds import KINDS, VERSION, Kind, Object
 from devcluster.node import Node
-from devcluster.objects import Match, at, from_wire, merge, selection, wire_fields
+from devcluster.objects import Match, at, decode, from_wire, merge, selection, wire_fields
 from devcluster.openapi import openapi
 from devcluster.printing import table
 from devcluster.store import Store
@@ -32,6 +32,7 @@ WATCH_SECONDS = 1800.0
 # Between a watch's bookmarks, and from the last one to its end, as on a real API server.
 BOOKMARK_SECONDS, LAST_BOOKMARK_SECONDS = 60.0, 2.0
 
+GROUPS = ("apps", "authorization.k8s.io", "coordination.k8s.io")
 FAULTS = {"latency_seconds", "errors", "drop_connections", "silence_watches", "end_watches", "expire_watches",
           "never_ready", "kill_pods"}
 
@@ -232,7 +233,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
                                   "the request")
             item, code = self.store.create(plural, namespace, body, dry_run), 201
         elif verb == "update":
-            item = self.store.update(plural, namespace, name, lambda old: body, dry_run)
+            item = self.store.replace(plural, namespace, name, body, dry_run)
         elif verb == "get":
             item = self.store.get(plural, namespace, name)
         elif content_type in ("application/merge-patch+json", "application/strategic-merge-patch+json"):
@@ -246,8 +247,8 @@ class Connection(http.server.BaseHTTPRequestHandler):
         """Return an object, as a Table if the client asks for one."""
         if "as=Table" not in self.headers.get("Accept", ""):
             return item
-        return table(kind, [item], item["metadata"].get("resourceVersion", ""),
-                     self.query.get("includeObject") == "Object")
+        meta = {"resourceVersion": item["metadata"].get("resourceVersion", "")}
+        return table(kind, [item], meta, self.query.get("includeObject") == "Object")
 
     def several(self, kind: Kind, namespace: str, verb: str) -> None:
         """List, watch or delete objects."""
@@ -264,21 +265,35 @@ class Connection(http.server.BaseHTTPRequestHandler):
                 "group": "meta.k8s.io", "kind": "ListOptions", "causes": [cause]})
         if verb == "watch":
             return self.watch(kind, namespace, match, int(version))
+        limit, after = self.query.get("limit") or "0", self.query.get("continue", "")
+        if not re.fullmatch(r"-?\d+", limit, re.A):
+            raise bad_request(f'strconv.ParseInt: parsing "{limit}": invalid syntax')
+        if after and self.query.get("resourceVersion"):
+            raise bad_request("specifying resource version is not allowed when using continue")
         with self.store.changed:
-            current, items = self.store.version, self.store.select(kind.plural, namespace, match)
+            current = self.store.version
             if int(version) > current:
                 cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
                 message = f"Timeout: Too large resource version: {version}, current: {current}"
                 raise ApiError(504, "Timeout", message, {"causes": [cause], "retryAfterSeconds": 1})
-            if exact == "Exact" and int(version) < self.store.oldest or self.query.get("continue"):
+            if exact == "Exact" and int(version) < self.store.oldest:
                 raise ApiError(410, "Expired", "The resourceVersion for the provided list is too old.")
+            # From its cache, which is what version 0 asks for, a real API server answers whole lists.
+            whole = verb == "deletecollection" or self.query.get("resourceVersion") == "0"
+            most = 0 if whole else max(int(limit), 0)
+            items, meta = self.store.page(kind.plural, namespace, match, most, after)
+            if self.query.get("labelSelector") or self.query.get("fieldSelector"):
+                meta.pop("remainingItemCount", None)
             for item in items if verb == "deletecollection" else ():
-                meta, options = item["metadata"], {**self.query, **(self.read_object() if self.body else {})}
-                self.store.delete(kind.plural, meta.get("namespace", ""), meta["name"], options)
+                options = {**self.query, **(self.read_object() if self.body else {})}
+                where = item["metadata"].get("namespace", "")
+                self.store.delete(kind.plural, where, item["metadata"]["name"], options)
         if "as=Table" in self.headers.get("Accept", ""):
-            return self.answer(table(kind, items, str(current), self.query.get("includeObject") == "Object"))
-        return self.answer({"kind": f"{kind.name}List", "apiVersion": kind.api_version,
-                            "metadata": {"resourceVersion": str(current)}, "items": items})
+            return self.answer(table(kind, items, meta, self.query.get("includeObject") == "Object"))
+        bare = [{key: value for key, value in item.items() if key not in ("kind", "apiVersion")}
+                for item in items]
+        return self.answer({"kind": f"{kind.name}List", "apiVersion": kind.api_version, "metadata": meta,
+                            "items": bare})
 
     def watch(self, kind: Kind, namespace: str, match: Match, version: int) -> None:
         """Send what happens from a version on, or from the present state on if that is 0."""
@@ -350,7 +365,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if path == "/devcluster/faults":
             return self.server.order(self.read_object()) if self.command == "POST" else self.server.faults
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" and self.command == "POST":
-            return {**self.read_object(), "metadata": {}, "status": {"allowed": user == "admin"}}
+            return self.review(user)
 
         def resources(group: str, *more: Object) -> Object:
             return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": f"{group}/v1".strip("/"),
@@ -362,7 +377,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
                    "shortNames": kind.short.split(), "categories": ["all"] if kind.in_all else []}
                   for kind in KINDS.values() if kind.group == group), *more]}
         groups = [{"name": group, "versions": [version], "preferredVersion": version}
-                  for group in ("apps", "authorization.k8s.io")
+                  for group in GROUPS
                   for version in [{"groupVersion": f"{group}/v1", "version": "v1"}]]
         answers: dict[str, Object | bytes] = {
             "/version": {"major": "1", "minor": "20", "gitVersion": VERSION, "platform": sys.platform},
@@ -372,7 +387,7 @@ class Connection(http.server.BaseHTTPRequestHandler):
             "/api/v1": resources("",
                                  {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod",
                                   "verbs": ["get"]}),
-            "/apis/apps/v1": resources("apps"),
+            **{f"/apis/{group}/v1": resources(group) for group in GROUPS},
             "/apis/authorization.k8s.io/v1": resources("authorization.k8s.io", {
                 "name": "selfsubjectaccessreviews", "singularName": "", "namespaced": False,
                 "kind": "SelfSubjectAccessReview",
@@ -381,3 +396,15 @@ class Connection(http.server.BaseHTTPRequestHandler):
         if path not in answers:
             raise NOWHERE
         return answers[path]
+
+    def review(self, user: str) -> Object:
+        """Return whether a user may do what a SelfSubjectAccessReview asks. Raises ApiError 422."""
+        item = decode("SelfSubjectAccessReview", {"spec": {}, **self.read_object()})
+        if len(item["spec"].keys() & {"resourceAttributes", "nonResourceAttributes"}) != 1:
+            field = "spec.resourceAttributes"
+            message = ('Invalid value: "null": exactly one of nonResourceAttributes or resourceAttributes '
+                       "must be specified")
+            raise ApiError(422, "Invalid", f'.authorization.k8s.io "" is invalid: {field}: {message}', {
+                "group": "authorization.k8s.io",
+                "causes": [{"reason": "FieldValueInvalid", "message": message, "field": field}]})
+        return {**item, "metadata": {"creationTimestamp": None}, "status": {"allowed": user == "admin"}}

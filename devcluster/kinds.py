@@ -29,6 +29,11 @@ class Kind(NamedTuple):
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
+    def full_name(self) -> str:
+        """Return its name in other errors."""
+        return f"{self.name}.{self.group}" if self.group else self.name
+
+    @property
     def api_version(self) -> str:
         """Return its objects' apiVersion."""
         return f"{self.group}/v1" if self.group else "v1"
@@ -46,12 +51,13 @@ KINDS = {kind.plural: kind for kind in (
     Kind("", "Secret", fields="type"),
     Kind("", "Service", "svc", in_all=True),
     Kind("apps", "StatefulSet", "sts", in_all=True),
+    Kind("coordination.k8s.io", "Lease"),
 )}
 
 # Types and their fields, from Kubernetes 1.20's OpenAPI and generated.proto: name, "!" if it must be there,
 # @number in the protocol buffers that kubectl sends, shape. Shapes: s string, y base64, i integer, b boolean,
-# q quantity, x integer or string, t time, * anything, [S] list, [S/key] list that a strategic merge patch
-# merges by that key, {S} map. "=" starts a package.
+# q quantity, x integer or string, t time, m time with microseconds, * anything, [S] list, [S/key] list that a
+# strategic merge patch merges by that key, {S} map. "=" starts a package.
 SHAPES_TEXT = """
 = io.k8s.apimachinery.pkg.apis.meta.v1
 ObjectMeta annotations@12:{s} clusterName:s creationTimestamp:t deletionGracePeriodSeconds:i
@@ -61,7 +67,14 @@ OwnerReference apiVersion!:s blockOwnerDeletion:b controller:b kind!:s name!:s u
 LabelSelector matchExpressions:[LabelSelectorRequirement] matchLabels:{s}
 LabelSelectorRequirement key!:s operator!:s values:[s]
 = io.k8s.api.authorization.v1
-SelfSubjectAccessReview spec@2:*
+SelfSubjectAccessReview metadata:ObjectMeta spec@2:SelfSubjectAccessReviewSpec status:*
+SelfSubjectAccessReviewSpec nonResourceAttributes@2:NonResourceAttributes
+  resourceAttributes@1:ResourceAttributes
+NonResourceAttributes path@1:s verb@2:s
+ResourceAttributes group@3:s name@7:s namespace@1:s resource@5:s subresource@6:s verb@2:s version@4:s
+= io.k8s.api.coordination.v1
+Lease metadata:ObjectMeta spec:LeaseSpec
+LeaseSpec acquireTime:m holderIdentity:s leaseDurationSeconds:i leaseTransitions:i renewTime:m
 = io.k8s.api.core.v1
 Namespace metadata@1:ObjectMeta spec:NamespaceSpec status:NamespaceStatus
 NamespaceSpec finalizers:[s]
@@ -145,7 +158,7 @@ for _line in SHAPES_TEXT.replace("\n  ", " ").strip().split("\n"):
     FULL_NAMES[_type] = f"{_package}.{_type}"
     REQUIRED[_type] = [name for name, required, _, _ in _parts if required]
     NUMBERS[_type] = {int(number): name for name, _, number, _ in _parts if number}
-    if _type.lower() + "s" in KINDS:
+    if _type.lower() + "s" in KINDS or _type == "SelfSubjectAccessReview":
         SHAPES[_type].update(apiVersion="s", kind="s")
 
 # What is filled in where nothing is given.
@@ -154,6 +167,7 @@ DEFAULTS: dict[str, Object] = {
     "NamespaceSpec": {"finalizers": ["kubernetes"]},
     "Secret": {"type": "Opaque"},
     "Event": {"eventTime": None, "reportingComponent": "", "reportingInstance": "", "source": {}},
+    "Lease": {"spec": {}},
     "ResourceQuota": {"spec": {}, "status": {}},
     "Service": {"spec": {}, "status": {"loadBalancer": {}}},
     "ServiceSpec": {"sessionAffinity": "None", "type": "ClusterIP"},

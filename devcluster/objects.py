@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from devcluster.errors import ApiError, Malformed, about, bad_request
 from devcluster.kinds import DEFAULTS, NUMBERS, SHAPES, Kind, Object
 
 STRING = (str, 'ReadString: expects " or n, but found ')
+# Go's layout of a time with microseconds, in the pieces that its parser tells apart.
+MICRO_TIME = (("2006", r"\d{4}"), ("-", "-"), ("01", r"\d\d"), ("-", "-"), ("02", r"\d\d"), ("T", "T"),
+              ("15", r"\d\d"), (":", ":"), ("04", r"\d\d"), (":", ":"), ("05", r"\d\d"),
+              (".000000", r"\.\d{6}"), ("Z07:00", r"Z|[+-]\d\d:\d\d"))
 SCALARS: dict[str, tuple[type[Any], str]] = {
     "s": STRING, "t": STRING, "y": STRING, "i": (int, "readUint32: unexpected character: "),
     "b": (bool, "ReadBool: expect t or f, but found "),
@@ -24,6 +29,8 @@ def decode(shape: str, value: Any, where: str = "", field: str = "") -> Any:
     """Return a value as it is kept: without unknown fields, with the defaults filled in. Raises Malformed."""
     if value is None or shape in ("*", "x", "q"):
         return str(value) if shape == "q" and value is not None else value
+    if shape == "m":
+        return micro_time(value, where + "unmarshalerDecoder: ", field)
     expected, words = SCALARS["object" if shape in SHAPES else shape[0]]
     if not isinstance(value, expected) or shape == "i" and isinstance(value, bool):
         raise Malformed(where + words + json.dumps(value)[0], field, json.dumps(value)[0])
@@ -48,6 +55,26 @@ def decode(shape: str, value: Any, where: str = "", field: str = "") -> Any:
     elif shape == "PodTemplateSpec":
         result["metadata"] = {"creationTimestamp": None, **result["metadata"]}
     return result
+
+
+def micro_time(value: Any, where: str, field: str) -> str:
+    """Return a time with microseconds as it is kept, in UTC. Raises Malformed."""
+    if not isinstance(value, str):
+        kind = "bool" if isinstance(value, bool) else "number" if isinstance(value, (int, float)) else "value"
+        raise Malformed(f"{where}json: cannot unmarshal {kind} into Go value of type string", field,
+                        json.dumps(value))
+    rest, layout = value, "".join(piece for piece, _ in MICRO_TIME)
+    for piece, pattern in MICRO_TIME:
+        match = re.match(pattern, rest, re.A)
+        if not match:
+            words = f'{where}parsing time "{value}" as "{layout}": cannot parse "{rest}" as "{piece}"'
+            raise Malformed(words, field, json.dumps(value))
+        rest = rest[match.end():]
+    try:
+        time = datetime.datetime.strptime(value.replace("Z", "+00:00"), "%Y-%m-%dT%H:%M:%S.%f%z")
+    except ValueError as error:
+        raise Malformed(f'{where}parsing time "{value}": {error}', field, json.dumps(value)) from None
+    return time.astimezone(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def wire_fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -149,6 +176,14 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
         need(container.get("image"), f"spec.containers[{number}].image")
     if kind.name == "Pod":
         need(spec.get("containers"), "spec.containers")
+    if kind.name in ("Secret", "ConfigMap") and before:
+        check_unchanged(before, item, wrong)
+    if kind.name == "Lease" and spec.get("leaseDurationSeconds", 1) <= 0:
+        wrong("Invalid", "spec.leaseDurationSeconds",
+              f"Invalid value: {spec['leaseDurationSeconds']}: must be greater than 0")
+    if kind.name == "Lease" and spec.get("leaseTransitions", 0) < 0:
+        wrong("Invalid", "spec.leaseTransitions",
+              f"Invalid value: {spec['leaseTransitions']}: must to greater or equal than 0")
     if kind.name == "StatefulSet":
         selector, labels = spec.get("selector"), spec["template"]["metadata"].get("labels")
         need(selector, "spec.selector")
@@ -166,12 +201,21 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
         invalid(kind, name, causes)
 
 
+def check_unchanged(before: Object, item: Object, wrong: Callable[[str, str, str], None]) -> None:
+    """Say what is wrong with a Secret's or ConfigMap's new self, if it is immutable."""
+    if item.get("type") != before.get("type"):
+        wrong("Invalid", "type", f'Invalid value: "{item["type"]}": field is immutable')
+    if before.get("immutable"):
+        for field in ("immutable", "data", "binaryData"):
+            if item.get(field) != before.get(field):
+                wrong("Forbidden", field, "Forbidden: field is immutable when `immutable` is set")
+
+
 def invalid(kind: Kind, name: str, causes: list[Object]) -> None:
     """Raise the error of an object that cannot be, for these causes."""
-    called = f"{kind.name}.{kind.group}" if kind.group else kind.name
     words = ", ".join(f"{cause['field']}: {cause['message']}" for cause in causes)
     words = words if len(causes) == 1 else f"[{words}]"
-    raise ApiError(422, "Invalid", f'{called} "{name}" is invalid: {words}',
+    raise ApiError(422, "Invalid", f'{kind.full_name} "{name}" is invalid: {words}',
                    {**about(kind, name), "kind": kind.name, "causes": causes})
 
 

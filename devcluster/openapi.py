@@ -6,7 +6,7 @@ import functools
 import json
 from typing import Any
 
-from devcluster.kinds import FULL_NAMES, KINDS, REQUIRED, SHAPES, VERSION
+from devcluster.kinds import FULL_NAMES, KINDS, REQUIRED, SHAPES, VERSION, Kind
 
 
 def pack(number: int, *values: bytes | str) -> bytes:
@@ -43,7 +43,8 @@ def schema(shape: str) -> bytes:
 @functools.lru_cache
 def openapi() -> bytes:
     """Return the document with which kubectl validates: the types, and that the kinds' PATCH knows dryRun."""
-    kinds = {kind.name: {"group": kind.group, "kind": kind.name, "version": "v1"} for kind in KINDS.values()}
+    kinds = {kind.name: {"group": kind.group, "kind": kind.name, "version": "v1"}
+             for kind in (*KINDS.values(), Kind("authorization.k8s.io", "SelfSubjectAccessReview"))}
     types = [pack(1, pack(1, FULL_NAMES[name]), pack(
         2, *(pack(19, field) for field in REQUIRED[name]), pack(22, pack(1, "object")),
         pack(25, *(pack(1, pack(1, field), pack(2, schema(shape))) for field, shape in fields.items())),

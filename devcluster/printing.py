@@ -67,6 +67,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Object], list[Any]]]] = {
         ", ".join(filter(None, (item["source"].get("component"), item["source"].get("host")))),
         item.get("message", ""), age(item["firstTimestamp"]), item.get("count", 1),
         item["metadata"]["name"]]),
+    "leases": ("Name,Holder,Age", lambda item: [item["spec"].get("holderIdentity", ""), born(item)]),
     "resourcequotas": ("Name,Age,Request,Limit", lambda item: [born(item), *(", ".join(
         f"{name}: {item['status']['used'].get(name, 0)}/{hard}"
         for name, hard in sorted(item["status"].get("hard", {}).items())
@@ -78,14 +79,14 @@ COLUMNS: dict[str, tuple[str, Callable[[Object], list[Any]]]] = {
 }
 
 
-def table(kind: Kind, items: list[Object], version: str, whole: bool) -> Object:
+def table(kind: Kind, items: list[Object], meta: Object, whole: bool) -> Object:
     """Return the Table from which kubectl prints objects; it holds them whole, or just their metadata."""
     header, cells = COLUMNS[kind.plural]
     columns = [{"name": name, "type": "integer" if name == "Restarts" else "string",
                 "format": "name" if name == "Name" else "", "description": "", "priority": number % 2}
                for number, part in enumerate(header.split("|")) for name in part.split(",")]
-    meta: Object = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    part: Object = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
     rows = [{"cells": ([] if kind.name == "Event" else [item["metadata"]["name"]]) + cells(item),
-             "object": item if whole else {**meta, "metadata": item["metadata"]}} for item in items]
-    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version},
-            "columnDefinitions": columns, "rows": rows}
+             "object": item if whole else {**part, "metadata": item["metadata"]}} for item in items]
+    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "columnDefinitions": columns,
+            "rows": rows}

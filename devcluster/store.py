@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import ipaddress
+import json
 import queue
 import random
 import secrets
@@ -14,7 +15,7 @@ import time
 import uuid
 from typing import Any, Callable, NamedTuple
 
-from devcluster.errors import ApiError, about, conflict, forbidden, not_found
+from devcluster.errors import ApiError, about, bad_request, conflict, forbidden, not_found, wrong_uid
 from devcluster.kinds import KINDS, NODE, Kind, Object
 from devcluster.objects import Match, check, decode, invalid
 
@@ -22,6 +23,12 @@ from devcluster.objects import Match, check, decode, invalid
 MAX_HISTORY = 10_000
 SERVICE_ADDRESSES = ipaddress.ip_network("127.96.0.0/16")
 RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
+TOO_OLD_TO_CONTINUE = (
+    "The provided continue parameter is too old to display a consistent list result. You can start a new "
+    "list without the continue parameter, or use the continue token in this response to retrieve the "
+    "remainder of the results. Continuing with the provided token results in an inconsistent list - objects "
+    "that were created, modified, or deleted between the time the first chunk was returned and now may show "
+    "up in the list.")
 GIVEN = ("annotations", "labels", "ownerReferences")  # What a client may change of metadata.
 
 
@@ -37,6 +44,22 @@ class Change(NamedTuple):
 def now(later: float = 0) -> str:
     """Return the time, or so many seconds later, as the API writes it."""
     return time.strftime(RFC_3339, time.gmtime(time.time() + later))
+
+
+def write_token(version: int, start: tuple[str, str]) -> str:
+    """Return what a client continues a list with, that has come to a namespace and name."""
+    token = json.dumps({"v": "meta.k8s.io/v1", "rv": version, "start": "/".join(start) + "\0"})
+    return base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+
+
+def read_token(token: str) -> tuple[int, tuple[str, str]]:
+    """Return a list's version, and the namespace and name that it has come to. Raises ApiError 400."""
+    try:
+        place = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        namespace, _, name = place["start"].rstrip("\0").partition("/")
+        return int(place["rv"]), (namespace, name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad_request(f"invalid continue token: continue key is not valid: {error}") from None
 
 
 class Store:
@@ -69,6 +92,31 @@ class Store:
         with self.changed:
             return [item for key, item in sorted(self.objects[plural].items())
                     if namespace in ("", key[0]) and match(item)]
+
+    def page(self, plural: str, namespace: str, match: Match, limit: int,
+             after: str) -> tuple[list[Object], Object]:
+        """Return a page of a list, as it was at the moment of the first page, and the page's metadata.
+
+        A limit of 0 is none; after is the token of the page before, if any. Raises ApiError 400 and 410.
+        """
+        with self.changed:
+            version, start = read_token(after) if after else (self.version, ("", ""))
+            version = self.version if version < 0 else version
+            if version < self.oldest:
+                again: Object = {"continue": write_token(-1, start)}
+                raise ApiError(410, "Expired", TOO_OLD_TO_CONTINUE, **again)
+            items = dict(self.objects[plural])
+            for change in reversed(self.history[version - self.oldest:]):
+                if change.kind.plural == plural:
+                    changed = change.item["metadata"]
+                    items[changed.get("namespace", ""), changed["name"]] = change.before or {}
+        keys = sorted(key for key, item in items.items()
+                      if item and key > start and namespace in ("", key[0]) and match(item))
+        meta: Object = {"resourceVersion": str(version)}
+        if limit and len(keys) > limit:
+            meta["continue"] = write_token(version, keys[limit - 1])
+            meta["remainingItemCount"] = len(keys) - limit
+        return [items[key] for key in keys[:limit or None]], meta
 
     def owned(self, uid: str) -> list[tuple[str, Object]]:
         """Return the kinds and objects that an object owns."""
@@ -113,7 +161,8 @@ class Store:
         item["metadata"] = {
             **{key: given[key] for key in ("generateName", *GIVEN) if given.get(key)},
             **({"name": name} if name else {}), **({"namespace": namespace} if namespace else {}),
-            **({"generation": 1} if kind.group else {}), "creationTimestamp": now(), "uid": str(uuid.uuid4())}
+            **({"generation": 1} if kind.name == "StatefulSet" else {}),
+            "creationTimestamp": now(), "uid": str(uuid.uuid4())}
         with self.changed:
             if namespace and "deletionTimestamp" in self.get("namespaces", "", namespace)["metadata"]:
                 raise forbidden(kind, name, f"unable to create new content in namespace {namespace} because "
@@ -168,6 +217,26 @@ class Store:
                         kind, name, f"exceeded quota: {quota['metadata']['name']}, requested: {resource}=1, "
                                     f"used: {resource}={used}, limited: {resource}={hard[resource]}")
 
+    def replace(self, plural: str, namespace: str, name: str, item: Object, dry_run: bool = False) -> Object:
+        """Put an object in the place of another. Raises ApiError 400, 404, 409 or 422, and Malformed."""
+        kind, meta = KINDS[plural], item.get("metadata") or {}
+        if meta.get("name") != name:
+            raise bad_request(f"the name of the object ({meta.get('name')}) does not match the name on the "
+                              f"URL ({name})")
+        with self.changed:
+            if kind.name == "Lease" and not self.find(plural, namespace, name):
+                if meta.get("uid"):
+                    raise wrong_uid(kind, namespace, name, meta["uid"], "")
+                # A resourceVersion, which can only be stale, does not hinder it.
+                return self.create(plural, namespace, item, dry_run)
+            if kind.name == "Lease" and not meta.get("resourceVersion"):
+                message = "Invalid value: 0x0: must be specified for an update"
+                field = "metadata.resourceVersion"
+                cause = {"reason": "FieldValueInvalid", "message": message, "field": field}
+                raise ApiError(422, "Invalid", f'{kind.resource} "{name}" is invalid: {field}: {message}',
+                               {**about(kind, name), "causes": [cause]})
+            return self.update(plural, namespace, name, lambda _: item, dry_run)
+
     def update(self, plural: str, namespace: str, name: str, change: Callable[[Object], Object],
                dry_run: bool = False) -> Object:
         """Change all of an object but its status, through a function of what it is.
@@ -183,8 +252,7 @@ class Store:
                 raise conflict(kind, name, kind.resource, "the object has been modified; please apply your "
                                                           "changes to the latest version and try again")
             if new.get("uid", old["uid"]) != old["uid"]:
-                raise conflict(kind, name, kind.resource, "Precondition failed: UID in precondition: "
-                                                          f"{new['uid']}, UID in object meta: {old['uid']}")
+                raise wrong_uid(kind, namespace, name, new["uid"], old["uid"])
             after["metadata"] = {**{key: value for key, value in old.items() if key not in GIVEN},
                                  **{key: new[key] for key in GIVEN if new.get(key)}}
             if kind.name == "Service":
@@ -218,7 +286,7 @@ class Store:
                                        ("resourceVersion", "ResourceVersion", "modified")):
                 wanted = (options.get("preconditions") or {}).get(field, meta[field])
                 if wanted != meta[field]:
-                    raise conflict(kind, name, kind.name, (
+                    raise conflict(kind, name, kind.full_name, (
                         f"the {called} in the precondition ({wanted}) does not match the {called} in record "
                         f"({meta[field]}). The object might have been {why}"))
             grace = options.get("gracePeriodSeconds")
