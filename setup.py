@@ -12,7 +12,8 @@ with open("README.md", encoding="utf-8") as readme:
 setup(
     name="sqlflow_playground",
     version=version,
-    description="Gives every user of a SQLFlow playground a database in its Kubernetes cluster, over mutual TLS",
+    description="Gives every user of a SQLFlow playground a database in its Kubernetes cluster, "
+                "over mutual TLS",
     long_description=description,
     long_description_content_type="text/markdown",
     license="Apache-2.0",

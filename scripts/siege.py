@@ -12,11 +12,10 @@ import ssl
 import statistics
 import sys
 import time
-import unittest
 from typing import Callable
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import test_playground as test
+from tests import harness as test
 
 EACH_A_SECOND = 200
 KEPT = 5000  # Connections open at once, of each kind.
@@ -101,7 +100,7 @@ def burden(server: test.Running) -> dict[str, int]:
 def main() -> int:
     """Measure before, during and after; return the exit status."""
     seconds = float(sys.argv[1])
-    test.setUpModule()
+    test.set_up()
     test.gen_cert("alice", store="other_store")
     other = test.tls("")
     other.load_cert_chain(test.path("other_store/alice/alice.crt"), test.path("other_store/alice/alice.key"))
@@ -146,5 +145,5 @@ if __name__ == "__main__":
     try:
         status = main()
     finally:
-        unittest.doModuleCleanups()
+        test.tear_down()
     sys.exit(status)

@@ -21,7 +21,6 @@ import tempfile
 import threading
 import time
 import traceback
-import unittest
 import urllib.parse
 from typing import Any
 
@@ -29,7 +28,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from siege import burden
 
 import playground
-import test_playground as test
+from tests import harness as test
 
 USERS, CLIENTS = 200, ("alice", "bob", "carol", "dave")
 # The servers' idle timeout and rounds: so short that many are swept, and so long that two cores can write the beats.
@@ -508,12 +507,12 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        test.setUpModule()
+        test.set_up()
         for client in CLIENTS:
             test.gen_cert(client)
         return soak(options.seconds, options.seed)
     finally:
-        unittest.doModuleCleanups()
+        test.tear_down()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Tests of devcluster: the words of kubectl against a real API server's, the database that it runs, its faults, its end.
+"""Tests of devcluster: kubectl's words beside a real API server's, its databases, its faults, its end.
 
-PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without it, the
-comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it, with Debian's 1.20.
+PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without
+it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it,
+with Debian's 1.20.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from typing import Any, ClassVar
 
 import yaml
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-REAL = "" if "PLAYGROUND_TEST_DEVCLUSTER" in os.environ else os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
+from tests.harness import KUBECONFIG, PATIENCE_SECONDS, REAL, ROOT, TEMPLATES, applied_once, eventually
+
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
 SETTLE_SECONDS = 5.0  # What is still under way on one of two clusters may differ for so long.
-PATIENCE_SECONDS = 30.0  # Generous: machines are slow at times. No test waits for it unless it fails.
 MARIADB = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-class Running:
+class DevCluster:
     """A devcluster in a process of its own. Its end must be clean: no output, no file, no process."""
 
     def __init__(self, *options: str) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 Closed at the end.
-        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "devcluster", *options],
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=HERE)
+        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "devcluster",
+                                         *options],
+                                        stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT)
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
         self.kubeconfig = self.first_line.strip().partition("export KUBECONFIG=")[2]
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> DevCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,27 +69,21 @@ class Running:
         self.kubectl("create", "--raw", "/devcluster/faults", "-f", "-", stdin=json.dumps(faults))
 
 
-def kubectl(kubeconfig: str, *arguments: str, stdin: str = "", program: str = "kubectl") -> subprocess.CompletedProcess[str]:
-    # What kubectl keeps of a server: every devcluster is another one, of which nothing should stay in the home folder.
+def kubectl(kubeconfig: str, *arguments: str, stdin: str = "",
+            program: str = "kubectl") -> subprocess.CompletedProcess[str]:
+    # What kubectl keeps of a server: every devcluster is another one, and the home folder is none of theirs.
     cache = os.path.join(tempfile.gettempdir(), "devcluster-test-kubectl")
-    return subprocess.run([program, f"--kubeconfig={kubeconfig}", f"--cache-dir={cache}", *arguments], input=stdin, capture_output=True,
+    return subprocess.run([program, f"--kubeconfig={kubeconfig}", f"--cache-dir={cache}", *arguments],
+                          input=stdin, capture_output=True,
                           text=True, timeout=2 * PATIENCE_SECONDS)
-
-
-def eventually(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
-        time.sleep(0.05)
 
 
 def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18", template: str = "mysql.yaml") -> str:
     """Return a template's objects of one user, as YAML."""
-    with open(os.path.join(HERE, "k8s_templates", template), encoding="utf-8") as file:
+    with open(os.path.join(TEMPLATES, template), encoding="utf-8") as file:
         text = file.read().replace("mariadb:10.11.18", image)
-    values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"', "password": "secret-word",
-              "now": '"2026-01-01T00:00:00Z"'}
+    values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"',
+              "password": "secret-word", "now": '"2026-01-01T00:00:00Z"'}
     return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
 
 
@@ -96,12 +91,14 @@ def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18", template
 
 SECRET = '{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"%s}, "stringData": {"password": %s}}'
 SERVICE = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "%s"}, "spec": {"ports": [%s]}}'
-SET = ('{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "n"}, "spec": {"serviceName": "n", "selector": '
-       '{"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "%s"}}, "spec": {"containers": [%s]}}}}')
-LEASE = ('{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "user-%s"%s}, "spec": '
-         '{"holderIdentity": "mysql-a", "renewTime": %s}}')
+SET = ('{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "n"}, "spec": '
+       '{"serviceName": "n", "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": '
+       '{"a": "%s"}}, "spec": {"containers": [%s]}}}}')
+LEASE = ('{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "user-%s"%s}, '
+         '"spec": {"holderIdentity": "mysql-a", "renewTime": %s}}')
 TIME = '"2026-01-01T00:00:00.000000Z"'
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/NS/leases"
+TOKEN = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0"
 STALE = ', "resourceVersion": "1"'
 FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
          '"data": {"password": "%s"}}')
@@ -141,12 +138,15 @@ COMMANDS: list[tuple[str, str]] = [
     (CREATE, SERVICE % ("9n", "")),
     (CREATE, SERVICE.replace('"spec": {', '"spec": {"clusterIP": "1.2.3.4", ') % ("n", '{"port": 1}')),
     (CREATE, SET % ("c", "")),
-    (CREATE, '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "n"}, "spec": {"containers": [{"name": "a"}]}}'),
+    (CREATE,
+     '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "n"}, '
+     '"spec": {"containers": [{"name": "a"}]}}'),
     ("create -f - --namespace=nowhere-at-all --validate=false", SECRET % ("", '"a"')),
     # Validation before anything is sent.
     ("create -f - --dry-run=server --validate=true", database()),
     ("create -f - --dry-run=server --validate=true", database().replace("resources:", "resuorces:")),
-    ("create -f - --dry-run=server --validate=true", database().replace("containerPort: 3306", "containerPort: many")),
+    ("create -f - --dry-run=server --validate=true",
+     database().replace("containerPort: 3306", "containerPort: many")),
     ("create -f - --dry-run=server --validate=true", SERVICE % ("n", '{"targetPort": 1}')),
     ("apply -f - --dry-run=server", SECRET % (', "labels": ["a"]', '"a"')),
     # One user's database, as the server creates, observes, annotates and deletes it.
@@ -198,9 +198,10 @@ COMMANDS: list[tuple[str, str]] = [
     (CREATE, LEASE % ("e", "", '"tomorrow"')),
     (CREATE, LEASE % ("e", "", TIME + ', "leaseDurationSeconds": 0, "leaseTransitions": -1')),
     ("create -f - --dry-run=server --validate=true", LEASE % ("e", "", TIME)),
-    ("create -f - --dry-run=server --validate=true", LEASE.replace("renewTime", "renewedAt") % ("e", "", TIME)),
+    ("create -f - --dry-run=server --validate=true",
+     LEASE.replace("renewTime", "renewedAt") % ("e", "", TIME)),
     ("get leases", ""),
-    ("get leases --sort-by=.spec.renewTime -o custom-columns=NAME:.metadata.name,RENEWED:.spec.renewTime", ""),
+    ("get leases --sort-by=.spec.renewTime -o custom-columns=N:.metadata.name,T:.spec.renewTime", ""),
     ("get lease user-d -o yaml", ""),
     ("annotate lease user-a playground.sqlflow.org/client=other", ""),
     ("patch -f - --type=merge -p '{\"spec\":{\"renewTime\":\"2026-02-01T00:00:00.000001Z\"}}'",
@@ -240,10 +241,12 @@ COMMANDS: list[tuple[str, str]] = [
     ("get --raw " + LEASES + "?limit=2", ""),
     ("get --raw " + LEASES + "?limit=1&labelSelector=!nothing", ""),
     ("get --raw " + LEASES + "?limit=x", ""),
-    ("get --raw " + LEASES + "?limit=1&continue=eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0&resourceVersion=1", ""),
+    ("get --raw " + LEASES + f"?limit=1&continue={TOKEN}&resourceVersion=1", ""),
     # Preconditions and watches.
-    ("delete --raw /api/v1/namespaces/NS/secrets/mysql-demo -f -", f'{{"preconditions": {{"uid": "{UID}"}}}}'),
-    ("delete --raw /api/v1/namespaces/NS/secrets/mysql-demo -f -", '{"preconditions": {"resourceVersion": "1"}}'),
+    ("delete --raw /api/v1/namespaces/NS/secrets/mysql-demo -f -",
+     f'{{"preconditions": {{"uid": "{UID}"}}}}'),
+    ("delete --raw /api/v1/namespaces/NS/secrets/mysql-demo -f -",
+     '{"preconditions": {"resourceVersion": "1"}}'),
     ("delete --raw /api/v1/namespaces/NS/secrets/nope -f -", "{}"),
     ("get --raw " + WATCH + "x", ""),
     ("get --raw " + WATCH + "0&fieldSelector=metadata.name=nope", ""),
@@ -265,7 +268,8 @@ COMMANDS: list[tuple[str, str]] = [
     ("get namespaces --context=nobody", ""),
     ("get secrets --token=wrong", ""),
     # Deleting.
-    ("delete secret,service,statefulset -l playground.sqlflow.org/user=demo --wait=false --ignore-not-found -o name", ""),
+    ("delete secret,service,statefulset -l playground.sqlflow.org/user=demo --wait=false "
+     "--ignore-not-found -o name", ""),
     ("wait --for=delete pod/mysql-demo-0 --timeout=30s", ""),
     ("get all", ""),
     (CREATE, database("mysql-never", "never-ready")),
@@ -306,7 +310,8 @@ def fetched_kubectl() -> str:
 def masked(result: subprocess.CompletedProcess[str], namespace: str) -> str:
     out = result.stdout
     with contextlib.suppress(ValueError):  # The order of fields says nothing.
-        out = json.dumps(json.loads(out), sort_keys=True, separators=(",", ":")) + "\n" if out[:1] == "{" else out
+        if out[:1] == "{":
+            out = json.dumps(json.loads(out), sort_keys=True, separators=(",", ":")) + "\n"
     text = f"{out}-- stderr --\n{result.stderr}-- exit {result.returncode}"
     for pattern, replacement in MASKS:
         text = re.sub(pattern, replacement, text)
@@ -314,19 +319,19 @@ def masked(result: subprocess.CompletedProcess[str], namespace: str) -> str:
 
 
 def run_on_both(program: str) -> list[tuple[str, str, str]]:
-    """Run the commands with one kubectl; return each with what it printed for devcluster and for the real API server."""
+    """Run the commands with one kubectl; return each with what it printed for devcluster and the real one."""
     namespace, results = f"compared-{secrets.token_hex(4)}", []
-    with Running("--hollow") as devcluster, ThreadPoolExecutor(2) as pool:
+    with DevCluster("--hollow") as devcluster, ThreadPoolExecutor(2) as pool:
         for arguments, stdin in COMMANDS:
             words = [f"--namespace={namespace}", *shlex.split(arguments.replace("NS", namespace))]
 
             def run(config: str, words: list[str] = words, stdin: str = stdin) -> str:
                 return masked(kubectl(config, *words, stdin=stdin, program=program), namespace)
             deadline = time.monotonic() + SETTLE_SECONDS
-            ours, real = pool.map(run, (devcluster.kubeconfig, REAL))
+            ours, real = pool.map(run, (devcluster.kubeconfig, KUBECONFIG))
             while ours != real and words[1] in ("get", "rollout", "wait") and time.monotonic() < deadline:
                 time.sleep(0.2)  # Controllers need their time, on both sides.
-                ours, real = pool.map(run, (devcluster.kubeconfig, REAL))
+                ours, real = pool.map(run, (devcluster.kubeconfig, KUBECONFIG))
             results.append((arguments, ours, real))
     return results
 
@@ -342,7 +347,8 @@ class Comparison(unittest.TestCase):
     def setUpClass(cls) -> None:
         pool = ThreadPoolExecutor(2)  # Most of the time both wait.
         cls.addClassCleanup(pool.shutdown)
-        cls.runs = {program: pool.submit(run_on_both, program) for program in ("kubectl", fetched_kubectl()) if program}
+        cls.runs = {program: pool.submit(run_on_both, program) for program in ("kubectl", fetched_kubectl())
+                    if program}
 
     def compare(self, program: str) -> None:
         for arguments, ours, real in self.runs[program].result():
@@ -363,7 +369,7 @@ class Comparison(unittest.TestCase):
 class Process(unittest.TestCase):
     def test_ctrl_c_and_sigterm_leave_neither_process_nor_file(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            with Running() as devcluster:
+            with DevCluster() as devcluster:
                 folder = os.path.dirname(devcluster.kubeconfig)
                 self.assertEqual(os.stat(folder).st_mode & 0o777, 0o700)
                 devcluster.kubectl("create", "-f", "-", stdin=database())
@@ -376,16 +382,16 @@ class Process(unittest.TestCase):
     def test_state_that_was_given_is_kept_and_used_again(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(2):
-                with Running("--hollow", f"--state={folder}") as devcluster:
+                with DevCluster("--hollow", f"--state={folder}") as devcluster:
                     self.assertEqual(devcluster.kubeconfig, os.path.join(folder, "kubeconfig"))
                     devcluster.kubectl("get", "namespaces")
             self.assertTrue(os.path.exists(os.path.join(folder, "kubeconfig")))
 
     def test_port_in_use_is_said_in_one_line(self) -> None:
-        with Running("--hollow") as devcluster:
+        with DevCluster("--hollow") as devcluster:
             port = re.findall(r":(\d+)", devcluster.kubectl("config", "view"))[-1]
-            result = subprocess.run([sys.executable, "-m", "devcluster", f"--port={port}"], capture_output=True,
-                                    text=True, cwd=HERE)
+            result = subprocess.run([sys.executable, "-m", "devcluster", f"--port={port}"],
+                                    capture_output=True, text=True, cwd=ROOT)
             self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
             self.assertIn("in use", result.stderr)
 
@@ -400,18 +406,18 @@ def processes(folder: str) -> list[int]:
     return found
 
 
-@unittest.skipUnless(MARIADB, "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core")
+@unittest.skipUnless(MARIADB,
+                     "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core")
 class Database(unittest.TestCase):
     """A pod whose MariaDB runs."""
 
-    devcluster: ClassVar[Running]
+    devcluster: ClassVar[DevCluster]
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.devcluster = Running()
+        cls.devcluster = DevCluster()
         cls.addClassCleanup(cls.devcluster.__exit__)
-        with open(os.path.join(HERE, "k8s_templates", "playground.yaml"), encoding="utf-8") as file:
-            [sample_data] = [item for item in yaml.safe_load_all(file) if item["kind"] == "ConfigMap"]
+        sample_data = applied_once()["ConfigMap"]
         del sample_data["metadata"]["namespace"]
         cls.devcluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(sample_data))
 
@@ -422,8 +428,10 @@ class Database(unittest.TestCase):
         return self.devcluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
 
     def query(self, address: str, sql: str) -> str:
-        return subprocess.run(["mariadb", f"--host={address}", "--user=root", "--skip-column-names", f"--execute={sql}"],
-                              capture_output=True, text=True, check=True, env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
+        return subprocess.run(["mariadb", f"--host={address}", "--user=root", "--skip-column-names",
+                               f"--execute={sql}"],
+                              capture_output=True, text=True, check=True,
+                              env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
 
     def pod(self, name: str) -> Any:
         return json.loads(self.devcluster.kubectl("get", "pod", f"{name}-0", "-o", "json"))
@@ -434,14 +442,17 @@ class Database(unittest.TestCase):
     def test_query_through_the_service_returns_rows_of_iris(self) -> None:
         address = self.start("mysql-iris")
         self.assertTrue(address.startswith("127.96."))
-        self.assertEqual(self.query(address, "SELECT COUNT(*), MAX(class) FROM iris.train").split(), ["110", "2"])
+        self.assertEqual(self.query(address, "SELECT COUNT(*), MAX(class) FROM iris.train").split(),
+                         ["110", "2"])
         self.assertEqual(self.query(address, "SELECT @@max_allowed_packet").strip(), str(64 << 20))
         with self.assertRaises(subprocess.CalledProcessError):
             self.query(address, "SELECT 1 INTO OUTFILE '/tmp/devcluster-must-not-write-here'")
         self.assertIn("ready for connections", self.devcluster.kubectl("logs", "mysql-iris-0"))
-        folder = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", self.pod("mysql-iris")["metadata"]["uid"])
+        folder = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods",
+                              self.pod("mysql-iris")["metadata"]["uid"])
         self.devcluster.kubectl("delete", "statefulset", "mysql-iris")
-        eventually(lambda: not os.path.exists(folder) and not processes(folder), "the process and its data are gone")
+        eventually(lambda: not os.path.exists(folder) and not processes(folder),
+                   "the process and its data are gone")
 
     def test_killed_database_comes_back_with_its_data_and_pauses_grow(self) -> None:
         address = self.start("mysql-killed")
@@ -451,7 +462,8 @@ class Database(unittest.TestCase):
         self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-killed-0", "--timeout=30s")
         self.assertEqual(self.query(address, "SELECT * FROM iris.mine").strip(), "7")
         self.devcluster.faults(kill_pods="mysql-killed-*")
-        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "the second restart waits")
+        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"),
+                   "the second restart waits")
         self.assertIn("0/1", self.devcluster.kubectl("get", "pod", "mysql-killed-0"))
 
     def test_claim_keeps_the_tables_that_the_next_pod_finds_until_it_is_deleted(self) -> None:
@@ -459,7 +471,8 @@ class Database(unittest.TestCase):
         self.query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
         self.devcluster.kubectl("delete", "statefulset,service", "mysql-kept")  # As the sweep does.
         eventually(lambda: "mysql-kept-0" not in self.devcluster.kubectl("get", "pods"), "the pod is gone")
-        self.assertEqual(self.query(self.start("mysql-kept", "mysql-persistent.yaml"), "SELECT * FROM iris.mine").strip(), "7")
+        self.assertEqual(self.query(self.start("mysql-kept", "mysql-persistent.yaml"),
+                                    "SELECT * FROM iris.mine").strip(), "7")
         self.devcluster.kubectl("delete", "statefulset,service,secret,persistentvolumeclaim", "mysql-kept")
         claims = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "claims")
         eventually(lambda: not os.listdir(claims), "its data is gone")
@@ -467,17 +480,18 @@ class Database(unittest.TestCase):
     def test_container_waits_for_the_secret_that_it_refers_to(self) -> None:
         secret, rest = database("mysql-late").split("---", 1)
         self.devcluster.kubectl("create", "-f", "-", stdin=rest)
-        eventually(lambda: "CreateContainerConfigError" in self.devcluster.kubectl("get", "pods"), "the reason shows")
+        eventually(lambda: "CreateContainerConfigError" in self.devcluster.kubectl("get", "pods"),
+                   "the reason shows")
         self.devcluster.kubectl("create", "-f", "-", stdin=secret)
         self.devcluster.kubectl("rollout", "status", "statefulset/mysql-late", "--timeout=30s")
 
 
 class Faults(unittest.TestCase):
-    devcluster: ClassVar[Running]
+    devcluster: ClassVar[DevCluster]
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.devcluster = Running("--hollow")
+        cls.devcluster = DevCluster("--hollow")
         cls.addClassCleanup(cls.devcluster.__exit__)
         cls.devcluster.kubectl("create", "-f", "-", stdin=database())
         cls.devcluster.kubectl("rollout", "status", "statefulset/mysql-demo", "--timeout=30s")
@@ -488,13 +502,15 @@ class Faults(unittest.TestCase):
     def raw(self, options: str) -> tuple[str, float]:
         """Return what a list or watch of Secrets prints, and how long that took."""
         started = time.monotonic()
-        result = kubectl(self.devcluster.kubeconfig, "get", "--raw", f"/api/v1/namespaces/default/secrets?{options}")
+        result = kubectl(self.devcluster.kubeconfig, "get", "--raw",
+                         f"/api/v1/namespaces/default/secrets?{options}")
         return result.stdout + result.stderr, time.monotonic() - started
 
     def watch(self) -> subprocess.Popen[str]:
         """Start a watch that lasts; it prints what there is."""
         watch = subprocess.Popen(["kubectl", f"--kubeconfig={self.devcluster.kubeconfig}", "get", "--raw",
-                                  "/api/v1/namespaces/default/secrets?watch=1&timeoutSeconds=60"], stdout=subprocess.PIPE, text=True)
+                                  "/api/v1/namespaces/default/secrets?watch=1&timeoutSeconds=60"],
+                                 stdout=subprocess.PIPE, text=True)
         self.addCleanup(watch.wait)
         self.addCleanup(watch.kill)
         assert watch.stdout
@@ -523,7 +539,8 @@ class Faults(unittest.TestCase):
     def test_silent_watches(self) -> None:
         self.devcluster.faults(silence_watches=True)
         watch = subprocess.Popen(["kubectl", f"--kubeconfig={self.devcluster.kubeconfig}", "get", "--raw",
-                                  "/api/v1/namespaces/default/secrets?watch=1&timeoutSeconds=2&resourceVersion=1"],
+                                  "/api/v1/namespaces/default/secrets?watch=1&timeoutSeconds=2"
+                                  "&resourceVersion=1"],
                                  stdout=subprocess.PIPE, text=True)
         self.assertEqual((watch.communicate()[0], watch.returncode), ("", 0))
 
@@ -545,14 +562,12 @@ class Faults(unittest.TestCase):
         self.devcluster.faults(never_ready="mysql-*")
         eventually(lambda: "0/1" in self.devcluster.kubectl("get", "pods"), "it is not ready any more")
         self.devcluster.faults(kill_pods="mysql-*")
-        eventually(lambda: re.search(r"1/1 +Running +1", self.devcluster.kubectl("get", "pods")), "it is back")
+        eventually(lambda: re.search(r"1/1 +Running +1", self.devcluster.kubectl("get", "pods")),
+                   "it is back")
 
     def test_unknown_fault_is_refused_and_only_the_admin_orders(self) -> None:
         for context, words in (("admin", "unknown fault"), ("nobody", "Forbidden")):
-            result = kubectl(self.devcluster.kubeconfig, f"--context={context}", "create", "--raw", "/devcluster/faults", "-f", "-",
+            result = kubectl(self.devcluster.kubeconfig, f"--context={context}", "create", "--raw",
+                             "/devcluster/faults", "-f", "-",
                              stdin='{"flood": true}')
             self.assertIn(words, result.stderr)
-
-
-if __name__ == "__main__":
-    unittest.main(warnings="error")

@@ -1,0 +1,386 @@
+"""What the tests share: certificates and a namespace for each process, and servers that must end cleanly.
+
+PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a cluster whose pods become ready (namespaces are
+made there and removed at the end); without it the tests that need a cluster are skipped, by name.
+PLAYGROUND_TEST_KUBECTL is the server's kubectl, if it is not to be the one on the PATH.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import glob
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import unittest.mock
+from typing import Any
+
+import yaml
+
+import playground
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEMPLATES = os.path.join(ROOT, "k8s_templates")
+KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
+REAL = bool(KUBECONFIG) and "PLAYGROUND_TEST_DEVCLUSTER" not in os.environ  # A whole Kubernetes API.
+KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
+# SQLFlow's own.
+DATA_SOURCE = re.compile(r"^(\w+)://(.*):(.*)@tcp\(([.a-zA-Z0-9\-]*):?([0-9]*)\)/(\w*)(\?.*)?$")
+PATIENCE_SECONDS = 60.0  # Generous: machines are slow at times. No test waits for it unless it fails.
+
+# Of this process, which may run several modules, and one of them twice (pytest --dist=worksteal).
+folder = ""  # Certificates, kubeconfigs, stand-ins for kubectl, logs.
+namespace = ""
+# What all its servers answered, and what their processes showed of themselves to others.
+passwords: set[str] = set()
+refusals: list[str] = []
+shown: set[bytes] = set()
+servers: set[int] = set()
+
+
+def set_up() -> None:
+    """Make what this process's tests share, once, and watch their servers: setUpModule of each module."""
+    if not folder:
+        make_folder()
+    unittest.addModuleCleanup(no_secret_leaked)
+    done = threading.Event()
+    looker = threading.Thread(target=look_at_processes, args=(done,))
+    looker.start()
+    unittest.addModuleCleanup(looker.join)
+    unittest.addModuleCleanup(done.set)
+
+
+tear_down = unittest.doModuleCleanups  # As tearDownModule: pytest leaves that to us.
+
+
+def make_folder() -> None:
+    """Make the folder and the namespace, which go when the process ends."""
+    global folder, namespace
+    folder = tempfile.mkdtemp(prefix="playground-test-")
+    atexit.register(shutil.rmtree, folder)
+    os.mkdir(path("tmp"))
+    for name in ("server", "alice", "bob"):
+        gen_cert(name)
+    with open(path("dead.kubeconfig"), "w", encoding="utf-8") as file:  # Nothing listens on port 1.
+        yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "current-context": "dead",
+                        "clusters": [{"name": "dead", "cluster": {"server": "https://127.0.0.1:1"}}],
+                        "users": [{"name": "dead", "user": {"token": "none"}}],
+                        "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}]}, file)
+    namespace = f"playground-test-{os.getpid()}-{secrets.token_hex(4)}"
+    if KUBECONFIG:
+        atexit.register(kubectl, "delete", "namespace", "-l", f"playground-test={os.getpid()}",
+                        "--wait=false")
+        make_namespace(namespace)
+
+
+def path(*names: str) -> str:
+    return os.path.join(folder, *names)
+
+
+def look_at_processes(done: threading.Event) -> None:
+    """Gather the servers' and their kubectls' command lines and environments, as anybody here can."""
+    while not done.wait(0.05):
+        for pid in [process for server in list(servers) for process in (server, *descendants(server))]:
+            for name in ("cmdline", "environ"):
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/{name}", "rb") as file:
+                    shown.add(file.read())
+
+
+def answered(answer: Any) -> Any:
+    """Remember a server's answer for no_secret_leaked, and return it."""
+    if isinstance(answer, dict) and "data_source" in answer:
+        passwords.add(DATA_SOURCE.sub(r"\3", answer["data_source"]))
+    else:
+        refusals.append(json.dumps(answer))
+    return answer
+
+
+def no_secret_leaked() -> None:
+    """Look for this run's passwords and private keys in logs, refusals, processes and temporary files."""
+    secret = passwords | {base64.b64encode(password.encode()).decode() for password in passwords}
+    for name in glob.glob(path("*/*/*.key")):
+        with open(name, encoding="utf-8") as key:
+            secret.update(line for line in key.read().splitlines() if len(line) > 40)
+    places = {"a refusal": "\n".join(refusals), "a process": b"\n".join(shown).decode(errors="replace")}
+    for name in (*glob.glob(path("log-*")), *glob.glob(path("tmp", "**"), recursive=True)):
+        if os.path.isfile(name):
+            with open(name, encoding="utf-8", errors="replace") as file:
+                places[name] = file.read()
+    for place, text in places.items():
+        for leaked in secret:
+            assert leaked not in text, f"a secret is in {place}"
+
+
+def make_namespace(name: str) -> None:
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, f"playground-test={os.getpid()}")
+
+
+def use_another_namespace(tests: type[unittest.TestCase]) -> None:
+    """Give a class of tests a namespace of its own, since what it does there would disturb others."""
+    patched = unittest.mock.patch(f"{__name__}.namespace", f"{namespace}-{secrets.token_hex(4)}")
+    patched.start()
+    tests.addClassCleanup(patched.stop)
+    make_namespace(namespace)
+
+
+def gen_cert(*arguments: str, store: str = "key_store",
+             **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([os.path.join(ROOT, "gen_cert.sh"), *arguments], capture_output=True, text=True,
+                          env={**os.environ, "KEY_STORE": path(store), **environment})
+
+
+def kubectl(*arguments: str, stdin: str = "") -> str:
+    return subprocess.run(["kubectl", f"--kubeconfig={KUBECONFIG}", f"--namespace={namespace}", *arguments],
+                          input=stdin, capture_output=True, text=True, check=True).stdout
+
+
+def eventually(condition: Any, what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
+        time.sleep(0.02)
+
+
+def template(name: str, **changes: Any) -> list[str]:
+    """Write a copy of mysql.yaml, a function changing a kind's object; return the options that name it."""
+    with open(os.path.join(TEMPLATES, "mysql.yaml"), encoding="utf-8") as file:
+        objects = {item["kind"]: item for item in yaml.safe_load_all(file)}
+    for kind, change in changes.items():
+        change(objects[kind])
+    with open(path(name), "w", encoding="utf-8") as file:
+        yaml.safe_dump_all(objects.values(), file)
+    return [f"--templates={folder}", f"--db_template={name}"]
+
+
+def stand_in(name: str, script: str) -> str:
+    """Make a program that runs a script and then, if that did not end it, kubectl; return its option."""
+    with open(path(name), "w", encoding="utf-8") as file:
+        file.write(f'#!/bin/sh\n{script}\nexec {shutil.which(KUBECTL)} "$@"\n')
+    os.chmod(path(name), 0o755)
+    return f"--kubectl={path(name)}"
+
+
+class Running:
+    """A server process on a free port. Its end must be clean, and its log without tracebacks and warnings."""
+
+    def __init__(self, *options: str, kubeconfig: str = "",
+                 program: tuple[str, ...] = (os.path.join(ROOT, "playground.py"),),
+                 python: tuple[str, ...] = ("-X", "dev", "-W", "error")) -> None:
+        self.log_path = tempfile.mktemp(prefix="log-", dir=folder)
+        store = path("key_store")
+        command = [sys.executable, *python, *program, "--host=127.0.0.1", "--port=0",
+                   f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
+                   f"--server_crt={store}/server/server.crt", f"--namespace={namespace}",
+                   f"--kubectl={KUBECTL}", *options]
+        environment = {**os.environ, "TMPDIR": path("tmp"),
+                       "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")}
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder, env=environment)
+        servers.add(self.process.pid)
+        self.wait_for(lambda: self.lines("event=start ") or self.process.poll() is not None, "it starts")
+        started = self.lines("event=start ")
+        if not started:
+            raise AssertionError(f"the server ended: {self.log()}")
+        self.port = int(re.findall(r"port=(\d+)", started[0])[0])
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        servers.discard(self.process.pid)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # In development mode it says where its threads are.
+            code = self.process.wait()
+        if kind is None:
+            log = self.log()
+            assert code in (0, -signal.SIGKILL), f"exit status {code}: {log}"
+            for unwanted in ("Traceback", "Warning", "Exception ignored"):
+                assert unwanted not in log, log
+
+    def log(self) -> str:
+        with open(self.log_path, encoding="utf-8") as file:
+            return file.read()
+
+    def lines(self, text: str) -> list[str]:
+        return [line for line in self.log().splitlines() if text in line]
+
+    def kubectls(self) -> int:
+        return len(self.lines("event=kubectl verb="))
+
+    def known(self) -> Running:
+        """Wait until the server knows the cluster."""
+        self.wait_for(lambda: self.call("alice", "status")[1].get("cluster") == "ok", "the cluster is known")
+        return self
+
+    def wait_for(self, condition: Any, what: str) -> None:
+        """Wait for the server to get ready, before a with statement can end it."""
+        try:
+            eventually(condition, what)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def children(self) -> list[int]:
+        return descendants(self.process.pid)
+
+    def blind(self, resource: str) -> int:
+        """Stop the kubectl that watches a resource, so that the table gets late; return its pid."""
+        for pid in self.children():
+            with contextlib.suppress(FileNotFoundError), \
+                    open(f"/proc/{pid}/cmdline", encoding="utf-8") as file:
+                if re.search(rf"/{resource}\?.*watch=1", file.read()):
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
+        raise AssertionError(f"no watch of {resource}")
+
+    def connect(self, client: str = "alice") -> ssl.SSLSocket:
+        return tls(client).wrap_socket(socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS),
+                                       server_hostname="localhost")
+
+    def call(self, client: str, api: str, user_id: str | None = None) -> tuple[int, Any, dict[str, str]]:
+        """Call an API with curl as the README says; return status, answer, header fields."""
+        store, url = path("key_store"), f"https://localhost:{self.port}/api/{api}"
+        command = ["curl", "-sS", "-D", "-", "--max-time", "60", "--cacert", f"{store}/ca/ca.crt",
+                   "--cert", f"{store}/{client}/{client}.crt", "--key", f"{store}/{client}/{client}.key"]
+        if api in ("create_db", "delete_db"):
+            command += ["-d", json.dumps({"user_id": user_id})]
+        elif user_id is not None:
+            url += f"?user_id={user_id}"
+        result = subprocess.run([*command, url], capture_output=True, text=True, check=True)
+        head, _, body = result.stdout.replace("\r\n", "\n").partition("\n\n")
+        status, *fields = head.splitlines()
+        headers = dict(field.lower().split(": ", 1) for field in fields)
+        return int(status.split()[1]), answered(json.loads(body)), headers
+
+    def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
+        """Ask for many databases in the same moment, each on a connection that is open already."""
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(self.connect()) for _ in user_ids]
+            for connection, user_id in zip(connections, user_ids):
+                body = json.dumps({"user_id": user_id}).encode()
+                connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                                   b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            answers = [receive_all(connection).partition(b"\r\n\r\n") for connection in connections]
+        return [(int(head.split()[1]), answered(json.loads(content))) for head, _, content in answers]
+
+    def raw(self, request: bytes) -> bytes:
+        """Send bytes on a connection of its own; return all that comes back until the server closes it."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            return receive_all(connection)
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ssl.SSLEOFError, ConnectionResetError):
+        while data := connection.recv(65536):
+            answer += data
+    return answer
+
+
+def tls(client: str) -> ssl.SSLContext:
+    store = path("key_store")
+    context = ssl.create_default_context(cafile=f"{store}/ca/ca.crt")
+    if client:
+        context.load_cert_chain(f"{store}/{client}/{client}.crt", f"{store}/{client}/{client}.key")
+    return context
+
+
+def stepping(offset: str) -> tuple[str, str]:
+    """Return the server as a program whose wall clock, and nobody else's, is off by the seconds in a file."""
+    return "-c", ("import sys, time\nreal = time.time\ndef stepped():\n"
+                  f"    with open({offset!r}) as file: return real() + float(file.read() or 0)\n"
+                  f"time.time = stepped\nsys.path.insert(0, {ROOT!r})\n"
+                  "import playground\nsys.exit(playground.main())\n")
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in glob.glob(f"/proc/{pid}/task/*/children"):
+        # A thread may have ended meanwhile.
+        with contextlib.suppress(OSError), open(task, encoding="utf-8") as file:
+            found += [int(child) for child in file.read().split()]
+    return found + [grandchild for child in found for grandchild in descendants(child)]
+
+
+def running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # It may have ended by itself meanwhile.
+            os.kill(pid, signal.SIGKILL)
+
+
+def objects_of(user_id: str) -> list[str]:
+    listing = kubectl("get", "statefulset,service,secret", "-l",
+                      f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
+    return listing.split()
+
+
+# ---- The templates ---------------------------------------------------------------------------------
+
+
+def read(*names: str) -> str:
+    with open(os.path.join(ROOT, *names), encoding="utf-8") as file:
+        return file.read()
+
+
+class Unique(yaml.SafeLoader):
+    """YAML as version 1.2 of its specification has it (section 3.2.1.1): the keys of a mapping differ."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) != len(keys):
+            raise yaml.YAMLError(f"a key comes twice in the mapping that begins{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def applied_once() -> dict[str, Any]:
+    """Return the objects of playground.yaml by kind; of several of a kind, by kind/name."""
+    objects = list(yaml.load_all(read(TEMPLATES, "playground.yaml"), Unique))
+    kinds = [item["kind"] for item in objects]
+    return {item["kind"] if kinds.count(item["kind"]) == 1
+            else f"{item['kind']}/{item['metadata']['name']}": item for item in objects}
+
+
+def moved(item: dict[str, Any], namespace: str) -> dict[str, Any]:
+    """Return an object of playground.yaml as it is in another namespace."""
+    name = applied_once()["Namespace"]["metadata"]["name"]
+    result: dict[str, Any] = json.loads(re.sub(rf'"(name(?:space)?)": "{name}"', rf'"\1": "{namespace}"',
+                                               json.dumps(item)))
+    return result
+
+
+def databases() -> dict[str, list[dict[str, Any]]]:
+    """Return the objects that each template of a database makes, by its file's name."""
+    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
+    for name in names:
+        list(yaml.load_all(read(TEMPLATES, name), Unique))
+    values = {**playground.EXAMPLE, "now": playground.rfc3339(0)}
+    return {name: playground.Template(os.path.join(TEMPLATES, name)).fill(values) for name in names}

@@ -1,0 +1,548 @@
+"""Tests of what a maintainer installs: the packages, the image, the objects of k8s_templates/."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import glob
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, ClassVar
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import yaml
+
+import playground
+from tests import harness
+from tests.harness import (
+    KUBECONFIG,
+    KUBECTL,
+    PATIENCE_SECONDS,
+    REAL,
+    ROOT,
+    TEMPLATES,
+    Running,
+    applied_once,
+    databases,
+    eventually,
+    gen_cert,
+    kubectl,
+    moved,
+    path,
+    read,
+    stand_in,
+    template,
+)
+
+setUpModule = harness.set_up
+tearDownModule = harness.tear_down
+
+
+def everything() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of every template, and where it is from."""
+    for name, objects in {"playground.yaml": list(applied_once().values()), **databases()}.items():
+        for item in objects:
+            yield f"{name}: {item['kind']} {item['metadata']['name']}", item
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """Return the specification of every pod, and where it is from."""
+    return {place: item["spec"]["template"]["spec"] for place,
+            item in everything() if "template" in item.get("spec", {})}
+
+
+# ---- The objects ---------------------------------------------------------------------------------------
+
+# Kubernetes' Pod Security Standards, profile "restricted", which includes "baseline": the controls by their
+# names in the documentation, and what must hold for each pod, or for each container c. What concerns Windows
+# is left out.
+POD_CONTROLS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "Host Namespaces": lambda pod: not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")),
+    "Volume Types": lambda pod: all(volume.keys() - {"name"} <= {
+        "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
+        "projected", "secret"}
+        for volume in pod.get("volumes", ())),
+    "SELinux": lambda pod: "seLinuxOptions" not in pod.get("securityContext", {}),
+    "Sysctls": lambda pod: not pod.get("securityContext", {}).get("sysctls"),
+    "AppArmor": lambda pod: pod.get("securityContext", {}).get("appArmorProfile", {}).get("type") in (
+        None, "RuntimeDefault", "Localhost"),
+    "HostProcess": lambda pod: "windowsOptions" not in pod.get("securityContext", {}),
+    "Running as Non-root": lambda pod: pod.get("securityContext", {}).get("runAsNonRoot") is True,
+    "Running as Non-root user": lambda pod: pod.get("securityContext", {}).get("runAsUser") != 0,
+    "Seccomp": lambda pod: pod.get("securityContext", {}).get("seccompProfile", {}).get("type") in (
+        "RuntimeDefault", "Localhost"),
+}
+CONTAINER_CONTROLS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "Privileged Containers": lambda c: not c.get("securityContext", {}).get("privileged"),
+    "Privilege Escalation": lambda c: c.get("securityContext", {}).get("allowPrivilegeEscalation") is False,
+    "Capabilities": lambda c: "ALL" in c.get("securityContext", {}).get("capabilities", {}).get("drop", ())
+        and set(c["securityContext"]["capabilities"].get("add", ())) <= {"NET_BIND_SERVICE"},
+    "Host Ports": lambda c: not any(port.get("hostPort") for port in c.get("ports", ())),
+    "Host Probes / Lifecycle Hooks": lambda c: not re.search(
+        r'"(httpGet|tcpSocket)": {[^{}]*"host"', json.dumps(c)),
+    "/proc Mount Type": lambda c: c.get("securityContext", {}).get("procMount", "Default") == "Default",
+    # A container may say otherwise than its pod does.
+    "Running as Non-root, Running as Non-root user, Seccomp, SELinux, AppArmor": lambda c: not c.get(
+        "securityContext", {}).keys() & {
+        "runAsNonRoot", "runAsUser", "seccompProfile", "seLinuxOptions", "appArmorProfile", "windowsOptions"},
+}
+# For each control something that breaks it; "c" stands for the first container.
+BREACHES: dict[str, tuple[str, Any]] = {
+    "Host Namespaces": ("hostPID", True),
+    "Volume Types": ("volumes", [{"name": "x", "hostPath": {"path": "/"}}]),
+    "SELinux": ("securityContext.seLinuxOptions", {"type": "x"}),
+    "Sysctls": ("securityContext.sysctls", [{"name": "x", "value": "1"}]),
+    "AppArmor": ("securityContext.appArmorProfile", {"type": "Unconfined"}),
+    "HostProcess": ("securityContext.windowsOptions", {}),
+    "Running as Non-root": ("securityContext.runAsNonRoot", False),
+    "Running as Non-root user": ("securityContext.runAsUser", 0),
+    "Seccomp": ("securityContext.seccompProfile", {"type": "Unconfined"}),
+    "Privileged Containers": ("c.securityContext.privileged", True),
+    "Privilege Escalation": ("c.securityContext.allowPrivilegeEscalation", True),
+    "Capabilities": ("c.securityContext.capabilities.add", ["SYS_ADMIN"]),
+    "Host Ports": ("c.ports", [{"containerPort": 1, "hostPort": 1}]),
+    "Host Probes / Lifecycle Hooks": ("c.readinessProbe", {"tcpSocket": {"port": 1, "host": "x"}}),
+    "/proc Mount Type": ("c.securityContext.procMount", "Unmasked"),
+    "Running as Non-root, Running as Non-root user, Seccomp, SELinux, AppArmor": (
+        "c.securityContext.runAsUser", 0),
+}
+
+
+def broken_controls(pod: dict[str, Any]) -> list[str]:
+    """Return the names of the controls of the restricted profile that a pod does not keep to."""
+    containers = [*pod["containers"], *pod.get("initContainers", ()), *pod.get("ephemeralContainers", ())]
+    return [name for name, holds in POD_CONTROLS.items() if not holds(pod)] + [
+        name for name, holds in CONTAINER_CONTROLS.items() if not all(map(holds, containers))]
+
+
+def number(quantity: str | int) -> float:
+    """Read a quantity of Kubernetes, such as 50m or 27Gi."""
+    match = re.fullmatch(r"([0-9.]+)(m|[KMG]i)?", str(quantity))
+    assert match, quantity
+    return float(match[1]) * {None: 1, "m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2]]
+
+
+class Objects(unittest.TestCase):
+    """What the templates hold, without a cluster."""
+
+    def test_every_object_is_valid_for_the_newest_kubernetes_that_is_known(self) -> None:
+        for place, item in everything():
+            with self.subTest(place):
+                kubernetes_validate.validate(item, kubernetes_validate.latest_version(), strict=True)
+
+    def test_every_pod_keeps_to_the_restricted_pod_security_standard(self) -> None:
+        self.assertEqual(len(pods()), 4)
+        for place, pod in pods().items():
+            with self.subTest(place):
+                self.assertEqual(broken_controls(pod), [])
+                self.assertTrue(all(container["securityContext"]["readOnlyRootFilesystem"]
+                                    for container in pod["containers"]))
+
+    def test_each_control_of_that_standard_is_found_broken_where_it_is(self) -> None:
+        self.assertEqual(BREACHES.keys(), POD_CONTROLS.keys() | CONTAINER_CONTROLS.keys())
+        for control, (where, value) in BREACHES.items():
+            pod = copy.deepcopy(next(iter(pods().values())))
+            *outer, last = where.split(".")
+            inner = pod
+            for key in outer:
+                inner = pod["containers"][0] if key == "c" else inner[key]
+            inner[last] = value
+            with self.subTest(control):
+                self.assertEqual(broken_controls(pod), [control])
+
+    def test_every_container_states_what_it_needs_and_the_most_it_may_take(self) -> None:
+        for place, pod in pods().items():
+            for container in pod["containers"]:
+                for kind in ("requests", "limits"):
+                    self.assertEqual(set(container["resources"][kind]),
+                                     {"cpu", "memory", "ephemeral-storage"}, place)
+
+    def test_quota_has_room_for_as_many_databases_as_the_server_makes_and_for_itself(self) -> None:
+        objects = applied_once()
+        hard, deployment = objects["ResourceQuota"]["spec"]["hard"], objects["Deployment"]["spec"]
+        server = deployment["template"]["spec"]["containers"][0]
+        servers = deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
+        (count,) = (int(argument.split("=")[1]) for argument in server["args"]
+                    if argument.startswith("--max_databases="))
+        for name, items in databases().items():
+            made = {item["kind"]: item["spec"] for item in items if "spec" in item}
+            database = made["StatefulSet"]["template"]["spec"]["containers"][0]
+            for kind in ("requests.cpu", "requests.memory", "limits.memory", "requests.ephemeral-storage"):
+                one, several = (container["resources"][kind.split(".")[0]][kind.split(".")[1]]
+                                for container in (database, server))
+                with self.subTest(name, kind=kind):
+                    self.assertGreaterEqual(number(hard[kind]),
+                                            count * number(one) + servers * number(several))
+            if claim := made.get("PersistentVolumeClaim"):
+                self.assertGreaterEqual(number(hard["requests.storage"]),
+                                        count * number(claim["resources"]["requests"]["storage"]))
+        for kind, more in (("pods", servers), ("services", 2), ("count/statefulsets.apps", 0),
+                           ("persistentvolumeclaims", 0)):
+            self.assertGreaterEqual(int(hard[kind]), count + more, kind)
+
+    def test_server_has_the_time_to_end_before_it_is_killed(self) -> None:
+        pod = applied_once()["Deployment"]["spec"]["template"]["spec"]
+        command, wait = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        self.assertEqual(command, "sleep")
+        self.assertGreaterEqual(pod["terminationGracePeriodSeconds"],
+                                int(wait) + playground.STOP_SECONDS + playground.LAST_BEATS_SECONDS)
+
+    def test_databases_are_what_their_network_policy_selects_and_the_server_is_not(self) -> None:
+        objects = applied_once()
+        policy = objects["NetworkPolicy/databases"]["spec"]
+        selected = policy["podSelector"]["matchLabels"].items()
+        for name, items in databases().items():
+            (labels,) = (item["spec"]["template"]["metadata"]["labels"] for item in items
+                         if item["kind"] == "StatefulSet")
+            self.assertLessEqual(selected, labels.items(), name)
+        labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        self.assertFalse(selected <= labels.items())
+        for name in ("NetworkPolicy/playground", "Service/playground", "Service/playground-servers",
+                     "PodDisruptionBudget"):
+            selector = objects[name]["spec"].get("podSelector", objects[name]["spec"].get("selector"))
+            self.assertEqual(selector.get("matchLabels", selector), labels, name)
+        (allowed,) = policy["ingress"]
+        self.assertEqual(allowed["ports"], [{"protocol": "TCP", "port": 3306}])
+        clients = allowed["from"][0]["namespaceSelector"]["matchLabels"]
+        self.assertLessEqual(clients.items(), objects["Namespace"]["metadata"]["labels"].items())
+        self.assertEqual(policy["egress"], [])
+
+    def test_all_but_the_namespace_is_in_it(self) -> None:
+        objects = applied_once()
+        for name, item in objects.items():
+            if name != "Namespace":
+                self.assertEqual(item["metadata"]["namespace"], objects["Namespace"]["metadata"]["name"],
+                                 name)
+
+    def test_sample_data_alone_can_be_taken_out_of_the_file(self) -> None:
+        (item,) = yaml.safe_load_all(read(TEMPLATES,
+                                          "playground.yaml").partition("# ---- Sample data")[2].partition(
+                                              "\n")[2])
+        self.assertEqual(item, applied_once()["ConfigMap"])
+        self.assertEqual(item["metadata"]["name"], playground.SAMPLE_DATA)
+
+    def test_image_is_of_this_version_pinned_and_runs_as_its_user(self) -> None:
+        lines = read("Dockerfile")
+        pod = applied_once()["Deployment"]["spec"]["template"]["spec"]
+        image = pod["containers"][0]["image"]
+        self.assertEqual(image.partition(":")[2], playground.__version__)
+        for name in ("Dockerfile", "docs/maintainer.md"):
+            self.assertEqual(set(re.findall(r"sqlflow-playground:[0-9.]*[0-9]", read(name))), {image}, name)
+        for base in re.findall(r"^FROM (\S+)", lines, re.M):
+            self.assertRegex(base, r":v?\d+\.\d+\.\d+")
+        self.assertIn(
+            f"\nUSER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}\n", lines)
+        (workdir,) = re.findall(r"^WORKDIR (\S+)", lines, re.M)
+        self.assertEqual(pod["containers"][0]["volumeMounts"][0]["mountPath"], f"{workdir}/key_store")
+        sources = [source for copied in re.findall(r"^COPY (?!--)(.+)", lines, re.M)
+                   for source in copied.split()[:-1]]
+        allowed = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
+        self.assertEqual(sources, allowed)
+
+    def test_role_grants_what_check_looks_for_and_what_it_looks_at(self) -> None:
+        wanted = {(kind.partition(".")[2], kind.partition(".")[0], verb)
+                  for kind, verbs in {**playground.RIGHTS, **playground.CLAIM_RIGHTS}.items()
+                  for verb in verbs}
+        self.assertEqual(granted(), wanted | {("", "resourcequotas", "list"), ("", "configmaps", "get")})
+
+
+def granted() -> set[tuple[str, str, str]]:
+    """Return the group, resource and verb of each right that the Role grants."""
+    return {(group, resource, verb) for rule in applied_once()["Role"]["rules"] for group in rule["apiGroups"]
+            for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+class Packaging(unittest.TestCase):
+    def test_drop_in_copy_runs_from_any_folder(self) -> None:
+        os.makedirs(path("dropped"))
+        shutil.copy(os.path.join(ROOT, "playground.py"), path("dropped"))
+        shutil.copytree(os.path.join(ROOT, "k8s_templates"), path("dropped/k8s_templates"))
+        with Running(program=(path("dropped/playground.py"),), kubeconfig=path("dead.kubeconfig")) as server:
+            self.assertIn(f"template={path('dropped/k8s_templates/mysql.yaml')}", server.log())
+
+    def test_wheel_brings_the_command_the_certificate_tool_and_the_templates(self) -> None:
+        left_out = shutil.ignore_patterns(".git", ".venv", "key_store", "build")
+        shutil.copytree(ROOT, path("source"), ignore=left_out)
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", path("wheels"), path("source")],
+                       check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "venv", path("env")], check=True)
+        python = path("env/bin/python")
+        subprocess.run([python, *pip[1:], "install", *glob.glob(path("wheels/*.whl"))], check=True,
+                       capture_output=True)
+        for command in ([path("env/bin/sqlflow_playground"), "--version"],
+                        [python, "-m", "playground", "--version"]):
+            output = subprocess.run(command, cwd=path(), capture_output=True, text=True, check=True).stdout
+            self.assertEqual(output, f"sqlflow_playground {playground.__version__}\n")
+        found = subprocess.run([python, "-c", "import playground; print(len(playground.Template("
+                                "playground.parse_arguments([]).templates + '/mysql.yaml').objects))"],
+                               cwd=path(), capture_output=True, text=True, check=True).stdout
+        self.assertEqual(found, "3\n")
+        self.assertEqual(subprocess.run([path("env/bin/gen_cert.sh"), "-h"], capture_output=True).returncode,
+                         0)
+
+
+# ---- The server and a database as their pods run them ---------------------------------------------------
+
+
+def mount(store: str, folder: str) -> None:
+    """Lay a key store's files as the kubelet does: behind a link, by which it swaps all of them at once."""
+    pod = applied_once()["Deployment"]["spec"]["template"]["spec"]
+    os.makedirs(folder, exist_ok=True)
+    data = tempfile.mkdtemp(prefix="..", dir=folder)
+    for item in pod["volumes"][0]["secret"]["items"]:
+        top = item["path"].split("/")[0]
+        os.makedirs(os.path.join(data, top), exist_ok=True)
+        source = "server" if item["key"].startswith("server") else "ca"
+        shutil.copy(path(store, source, item["key"]), os.path.join(data, item["path"]))
+        with contextlib.suppress(FileExistsError):
+            os.symlink(os.path.join("..data", top), os.path.join(folder, top))
+    os.symlink(os.path.basename(data), os.path.join(folder, "..new"))
+    os.rename(os.path.join(folder, "..new"), os.path.join(folder, "..data"))
+
+
+def as_deployed(folder: str) -> list[str]:
+    """Return the options of the Deployment's server, given or by default, with the TLS files in a folder."""
+    container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    default = vars(playground.parse_arguments([]))
+    options = [*(f"--{name}={default[name]}" for name in ("ca_crt", "server_key", "server_crt")),
+               *container["args"]]
+    return [option.replace("=key_store/", f"={folder}/").replace("=/tmp/ready", f"={folder}-ready")
+            for option in options]
+
+
+class Pods(unittest.TestCase):
+    """What the containers run, run here."""
+
+    def test_server_starts_with_the_secrets_files_and_takes_them_up_when_the_kubelet_swaps_them(self) -> None:
+        shutil.copytree(path("key_store"), path("deployed"))
+        mount("deployed", path("mounted"))
+        with Running(*as_deployed(path("mounted")), kubeconfig=path("dead.kubeconfig")) as server:
+            self.assertEqual(server.call("bob", "status")[0], 200)
+            gen_cert("--revoke", "bob", store="deployed")
+            mount("deployed", path("mounted"))
+            eventually(lambda: server.lines("tls outcome=reloaded"), "the files are taken up")
+            with self.assertRaises(subprocess.CalledProcessError):
+                server.call("bob", "status")
+            self.assertEqual(server.call("alice", "status")[0], 200)
+
+    def test_readiness_probe_waits_until_the_cluster_is_known_and_no_longer(self) -> None:
+        container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+        options = as_deployed(path("key_store"))
+        (ready,) = [option.partition("=")[2] for option in options if option.startswith("--ready_file=")]
+        self.assertEqual(container["readinessProbe"]["exec"]["command"], ["test", "-e", "/tmp/ready"])
+        with open(ready, "w", encoding="utf-8"):
+            pass  # As a server before this one left it.
+        with Running(*options, kubeconfig=path("dead.kubeconfig")) as server:
+            eventually(lambda: "does not answer" in server.call("alice", "status")[1]["cluster"],
+                       "the server has tried")
+            time.sleep(2 * playground.RELOAD_SECONDS)
+            self.assertFalse(os.path.exists(ready))
+        if KUBECONFIG:
+            with Running(*options):
+                eventually(lambda: os.path.exists(ready), "the probe passes")
+
+    def test_liveness_probe_fails_once_the_server_does_not_shake_hands(self) -> None:
+        container = applied_once()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+        python, *arguments = container["livenessProbe"]["exec"]["command"]
+        self.assertEqual(python, "python")
+        with Running(kubeconfig=path("dead.kubeconfig")) as server:
+            arguments = [argument.replace("50052), 10", f"{server.port}), 2") for argument in arguments]
+
+            def probe() -> int:
+                return subprocess.run([sys.executable, *arguments], capture_output=True,
+                                      timeout=PATIENCE_SECONDS).returncode
+            self.assertEqual(probe(), 0)
+            server.process.send_signal(signal.SIGSTOP)  # The kernel goes on accepting connections.
+            self.assertNotEqual(probe(), 0)
+            server.process.send_signal(signal.SIGCONT)
+
+    @unittest.skipUnless(shutil.which("mysqld") and shutil.which("mysql_install_db"),
+                         "no MariaDB: apt-get install mariadb-server-core")
+    def test_sqlflow_image_gets_the_users_password_and_is_ready_when_its_data_is_there(self) -> None:
+        (pod,) = (pod for place, pod in pods().items() if place.startswith("sqlflow-mysql"))
+        container = pod["containers"][0]
+        password = playground.EXAMPLE["password"]
+        root = os.geteuid() == 0  # MariaDB refuses to run as root.
+        # A short path: a socket's has at most 107 characters.
+        folder = tempfile.mkdtemp(prefix="playground-mysql-")
+        self.addCleanup(shutil.rmtree, folder)
+        os.chmod(folder, 0o755)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+
+        def here(text: str) -> str:
+            """Return a command of the container with this machine's paths and a port that is free."""
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            text = re.sub(rf"({'|'.join(mounts)})\b", lambda match: f"{folder}/{mounts[match[1]]}", text)
+            text = text.replace("/datasets/", f"{folder}/datasets/")
+            text = text.replace("--protocol=tcp ", f"--protocol=tcp --port={port} ")
+            return text.replace("mysqld --no-defaults",
+                                f"mysqld --no-defaults --bind-address=127.0.0.1 --port={port}")
+        for name in (*(mount["name"] for mount in container["volumeMounts"]), "datasets"):
+            os.mkdir(os.path.join(folder, name))
+            if root:
+                os.chown(os.path.join(folder, name), pod["securityContext"]["runAsUser"],
+                         pod["securityContext"]["runAsGroup"])
+        with open(os.path.join(folder, "datasets", "iris.sql"), "w", encoding="utf-8") as file:
+            file.write(applied_once()["ConfigMap"]["data"]["iris.sql"] + "SELECT SLEEP(2);\n")
+        ids: dict[str, Any] = {"user": pod["securityContext"]["runAsUser"],
+                               "group": pod["securityContext"]["runAsGroup"]} if root else {}
+
+        def run(command: list[str]) -> subprocess.Popen[str]:
+            return subprocess.Popen([here(word) for word in command], stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT, text=True, cwd="/",
+                                    env={"PATH": os.environ["PATH"] + ":/usr/sbin", "PASSWORD": password},
+                                    **ids)
+
+        def answer(command: list[str]) -> tuple[int, str]:
+            with run(command) as process:
+                return process.wait(), process.communicate()[0]
+        sql = ["mysql", "--no-defaults", "--protocol=tcp", f"--port={port}", "--host=127.0.0.1",
+               "--user=root", "--skip-column-names"]
+        ready = container["readinessProbe"]["exec"]["command"]
+        for start in ("first", "after its container ended"):
+            with self.subTest(start), run(container["command"] + container["args"]) as server:
+                try:
+                    if start == "first":  # While the data is loaded, the port is closed.
+                        eventually(lambda: os.path.exists(f"{folder}/data/iris/train.frm"),
+                                   "data is being loaded")
+                        self.assertNotEqual(answer(ready)[0], 0)
+                        self.assertNotEqual(answer([*sql, "--password=root"])[0], 0)
+                    eventually(lambda: server.poll() is not None or answer(ready)[0] == 0, "it is ready")
+                    self.assertIsNone(server.poll(), server.poll() is None or server.communicate()[0])
+                    told = answer([*sql, f"--password={password}",
+                                   "--execute=SELECT COUNT(*) FROM iris.train; "
+                                   "SELECT User, Host FROM mysql.user WHERE User IN ('root', '')"])
+                    self.assertEqual(told[1].split(), ["110", "root", "%"])
+                    self.assertIn("Access denied", answer([*sql, "--password=root"])[1])
+                finally:
+                    server.send_signal(signal.SIGTERM)
+                    ended = time.monotonic()
+                    server.communicate(timeout=PATIENCE_SECONDS)
+                self.assertLess(time.monotonic() - ended, pod["terminationGracePeriodSeconds"])
+
+
+# ---- On a cluster -------------------------------------------------------------------------------------
+
+BEAT = rf"jsonpath={{.metadata.annotations.{playground.LAST_BEAT.replace('.', chr(92) + '.')}}}"
+# What kubectl says with -v=6 of each request, before version 1.33 and since.
+REQUEST = re.compile(r'(?:\] |verb=")(GET|POST|PUT|PATCH|DELETE)"? (?:url=")?https?://[^/]+(/[^" ]*)')
+# A request to a resource in a namespace: its group, resource and name, and its query.
+RESOURCE = re.compile(r"/(?:api|apis/([^/]+))/[^/]+/namespaces/[^/]+/([^/?]+)(/[^?]+)?(?:\?(.*))?")
+
+
+def right(method: str, url: str) -> tuple[str, str, str] | None:
+    """Return the group, resource and verb that a request needs.
+
+    As Kubernetes' documentation has it under "Determine the Request Verb".
+    """
+    match = RESOURCE.fullmatch(url)
+    if not match:
+        return None  # What every account may do, such as finding out what there is.
+    group, resource, name, query = match.groups()
+    watching = re.search("watch=(1|true)", query or "")
+    reading = "get" if name else "watch" if watching else "list"
+    verb = {"GET": reading, "POST": "create", "PUT": "update", "PATCH": "patch",
+            "DELETE": "delete" if name else "deletecollection"}[method]
+    return group or "", resource, verb
+
+
+@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster is none")
+class InTheCluster(unittest.TestCase):
+    """What playground.yaml makes, in a namespace of this run's own."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        harness.use_another_namespace(cls)
+        known = kubectl("api-versions").split()
+        cls.objects = [moved(item, harness.namespace) for item in applied_once().values()]
+        cls.unknown = [item for item in cls.objects if item["apiVersion"] not in known]
+
+    objects: ClassVar[list[dict[str, Any]]]
+    unknown: ClassVar[list[dict[str, Any]]]
+
+    def test_api_server_takes_every_object_whose_version_it_knows(self) -> None:
+        self.assertLessEqual({item["kind"] for item in self.unknown}, {"PodDisruptionBudget"})
+        for item in [item for item in self.objects
+                     if item not in self.unknown] + [item for made in databases().values() for item in made]:
+            with self.subTest(f"{item['kind']} {item['metadata']['name']}"):
+                kubectl("apply", "--dry-run=server", "--validate=true", "-f", "-", stdin=json.dumps(item))
+
+    def kubeconfig(self) -> str:
+        """Make a kubeconfig with nothing but the token of the server's account; return its path."""
+        ask = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}})
+        url = f"/api/v1/namespaces/{harness.namespace}/serviceaccounts/playground/token"
+        token = json.loads(kubectl("create", "--raw", url, "-f", "-", stdin=ask))["status"]["token"]
+        config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify"))
+        config["users"] = [{"name": config["contexts"][0]["context"]["user"], "user": {"token": token}}]
+        with open(path("account.kubeconfig"), "w", encoding="utf-8") as file:
+            yaml.safe_dump(config, file)
+        return file.name
+
+    def test_server_needs_every_right_that_its_role_grants_and_no_other(self) -> None:
+        wanted = ("ServiceAccount", "Role", "RoleBinding", "LimitRange", "ResourceQuota", "NetworkPolicy",
+                  "ConfigMap")
+        kubectl("apply", "-f", "-",
+                stdin=playground.listed([item for item in self.objects if item["kind"] in wanted]).decode())
+        used = "jsonpath={.status.used.pods}"
+        eventually(lambda: kubectl("get", "resourcequota", "playground", "-o", used), "the quota counts")
+        os.mkdir(path("requests"))
+        # kubectl writes down its requests between its words, which the server reads: they must not get there.
+        recorder = stand_in("recorder", f"""
+            said=$(mktemp {path('requests')}/XXXXXX)
+            {shutil.which(KUBECTL)} -v=6 "$@" 2>"$said"
+            code=$?
+            grep -v '^I[0-9]\\{{4\\}} ' "$said" >&2
+            exit $code""")
+
+        def refused(item: Any) -> None:  # By the LimitRange, which shows as an event only.
+            item["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] = "100Gi"
+
+        def refused_by(server: Running) -> str:
+            answer = {"error": ""}
+            # On a busy machine a kubectl that is recorded may not find out in time why it is not ready.
+            for _ in range(3):
+                if "refuses" not in answer["error"]:
+                    status, answer, _ = server.call("alice", "create_db", "refused")
+                    self.assertEqual(status, 503)
+            return answer["error"]
+        options = [f"--namespace={harness.namespace}", recorder]
+        persistent = ["--db_template=mysql-persistent.yaml", "--sweep_interval=0.5", "--idle_timeout=5"]
+        account = self.kubeconfig()
+        impossible = template("refused.yaml", StatefulSet=refused)
+        with ThreadPoolExecutor() as pool, \
+                Running(*options, *impossible, kubeconfig=account).known() as hopeless:
+            refusal = pool.submit(refused_by, hopeless)
+            with Running(*options, *persistent, kubeconfig=account).known() as server:
+                for user in ("carol", "alice"):  # She beats in time.
+                    self.assertEqual(server.call("alice", "create_db", user)[0], 200)
+                before = kubectl("get", "statefulset", "mysql-alice", "-o", BEAT)
+                time.sleep(1)  # It is written down in seconds.
+                self.assertEqual(server.call("alice", "heart_beat", "alice")[1]["status"], "ready")
+                eventually(lambda: kubectl("get", "statefulset", "mysql-alice", "-o", BEAT) > before,
+                           "the beat is written down")
+                self.assertEqual(server.call("alice", "delete_db", "alice")[0], 200)
+                eventually(lambda: server.lines("sweep user=carol"), "who is not heard of is swept")
+                self.assertIn("refuses the database's pod", refusal.result())
+                logs = server.log() + hopeless.log()
+        self.assertNotIn("outcome=forbidden", logs)
+        check = subprocess.run(
+            [sys.executable, os.path.join(ROOT, "playground.py"), *as_deployed(path("key_store")), *options,
+             "--check"],
+            capture_output=True, text=True, env={**os.environ, "KUBECONFIG": account})
+        self.assertEqual((check.returncode, check.stderr), (0, ""), check.stdout)
+        self.assertNotIn("not looked at", check.stdout)
+        requests = "".join(map(read, glob.glob(path("requests", "*"))))
+        self.assertEqual({right(*request) for request in REQUEST.findall(requests)} - {None}, granted())

@@ -1,0 +1,346 @@
+"""Tests of README.md and docs/: links, messages, alerts, and the commands as a reader runs them."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import glob
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unittest
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+import playground
+from tests import harness
+from tests.harness import (
+    PATIENCE_SECONDS,
+    REAL,
+    ROOT,
+    TEMPLATES,
+    Running,
+    applied_once,
+    databases,
+    gen_cert,
+    kubectl,
+    make_namespace,
+    moved,
+    path,
+    read,
+)
+
+setUpModule = harness.set_up
+tearDownModule = harness.tear_down
+
+
+DOCUMENTS = ["README.md", *(f"docs/{name}" for name in sorted(os.listdir(os.path.join(ROOT, "docs")))
+                            if name.endswith(".md"))]
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+                   re.M | re.S)
+
+# Around the commands of a document: what the tests put in the place of what they have not.
+STAGE = r"""
+set -Eeuo pipefail
+shopt -s expand_aliases
+trap 'echo "line $LINENO failed: $BASH_COMMAND" >&2' ERR
+serve() { exec "$PYTHON" "$STAGE/playground.py" --host=127.0.0.1 --port="$PORT" "$@" >&2; } # A log.
+python() {
+  if [[ $* == "-m playground" ]]; then serve; fi # In the background.
+  "$PYTHON" "$@"
+}
+# The server is just starting.
+curl() { command curl --retry 30 --retry-connrefused --retry-delay 1 --fail-with-body "$@"; }
+kubectl() {
+  if [[ $1 == port-forward ]]; then
+    serve --crl=key_store/ca/ca.crl
+  elif [[ $1 == exec ]]; then
+    while [[ $1 != -- ]]; do shift; done
+    shift
+    "$@"
+  else
+    command kubectl "$@"
+  fi
+}
+"""
+
+
+class Command(NamedTuple):
+    """A command of a document, or a program in Python, and what it is said to print."""
+
+    text: str
+    prints: str
+
+
+def commands(document: str) -> Iterator[Command]:
+    """Yield what a document has its reader run, in order, without what is marked as not run."""
+    program = ""
+    for block in BLOCK.finditer(read(document)):
+        if block["reason"]:
+            continue
+        if block["language"] == "sh":
+            yield Command(block["text"], "")
+        elif block["language"] == "python":  # A program grows from block to block.
+            program += block["text"] + "\n\n"
+        elif block["language"] == "console":
+            for text in re.split(r"^\$ ", block["text"], flags=re.M)[1:]:
+                match = re.match(r"(?:.*(?:\\|\|)\n)*.*\n", text)
+                assert match
+                yield Command(match[0], text[match.end():])
+    if program:
+        yield Command(f"python - <<'END'\n{program}END\n", "")
+
+
+def alike(text: str) -> str:
+    """Return an answer without what differs each time."""
+    return re.sub(r"[0-9a-f]{32}|[0-9]+(?:[.:T-][0-9]+)*Z?", "…", text.strip())
+
+
+def said() -> Iterator[str]:
+    """Yield what the server tells people who do something wrong, from its source."""
+    def text(node: ast.expr) -> str:
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(text, node.values))
+        return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
+    for node in ast.walk(ast.parse(read("playground.py"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id in ("ApiError", "NotReady"):
+                yield text(node.args[1])
+            elif node.func.id in ("unavailable", "Refusal", "blaming"):
+                yield text(node.args[0])
+    yield from (message for _, message, _ in playground.REASONS.values())
+
+
+class Documents(unittest.TestCase):
+    """What README.md and docs/ say."""
+
+    def test_commands_stand_in_blocks_that_are_run_or_say_why_not(self) -> None:
+        for document in DOCUMENTS:
+            for block in BLOCK.finditer(read(document)):
+                self.assertIn(block["language"], ("console", "sh", "python", ""), document)
+                self.assertEqual("$ " in block["text"], block["language"] == "console", block["text"])
+                self.assertTrue(block["language"] or block["reason"], block["text"])
+            self.assertEqual(len(re.findall(r"^```", read(document), re.M)),
+                             2 * len(BLOCK.findall(read(document))), document)
+
+    def test_links_lead_somewhere(self) -> None:
+        anchors = {document: {re.sub(r"[^\w -]", "", title).strip().replace(" ", "-").lower()
+                              for title in re.findall(r"^#+ (.+)$", read(document), re.M)}
+                   for document in DOCUMENTS}
+        for document in DOCUMENTS:
+            for link in re.findall(r"\]\(([^)]+)\)", read(document)):
+                target, _, anchor = link.partition("#")
+                with self.subTest(document, link=link):
+                    if not target.startswith("https:"):
+                        beside = os.path.join(os.path.dirname(document), target)
+                        target = os.path.normpath(beside) if target else document
+                        self.assertTrue(os.path.exists(os.path.join(ROOT, target)))
+                        self.assertTrue(not anchor or anchor in anchors[target])
+
+    def test_every_message_of_the_server_is_explained(self) -> None:
+        explained = " ".join((read("docs/maintainer.md") + read("docs/frontend.md")).split())
+        messages = sorted(set(said()))
+        self.assertGreater(len(messages), 50)
+        for message in messages:
+            piece = max(re.split(r"[\0:(]", message), key=len).strip() if "\0" in message else message
+            with self.subTest(message.replace("\0", "…")):
+                self.assertTrue(piece in explained,
+                                f"neither docs/maintainer.md nor docs/frontend.md explains: {piece}")
+
+    def test_every_test_that_security_md_names_is_there(self) -> None:
+        names = re.findall(r"`(\w+)`", read("SECURITY.md"))
+        self.assertGreater(len(names), 20)
+        modules = ["test_playground.py", *glob.glob(os.path.join(ROOT, "tests", "*.py"))]
+        defined = set(re.findall(r"^ *def (\w+)", "".join(map(read, modules)), re.M))
+        self.assertEqual(set(names) - defined, set())
+
+    def test_every_placeholder_and_template_is_in_the_readme(self) -> None:
+        for name in (*(f"${{{name}}}" for name in playground.EXAMPLE), *databases()):
+            self.assertIn(name, read("README.md"))
+
+    @unittest.skipUnless(shutil.which("systemd-analyze"), "no systemd-analyze: apt-get install systemd")
+    def test_systemd_takes_the_example_of_a_unit_and_it_has_the_time_to_end(self) -> None:
+        unit = read("docs/sqlflow-playground.service")
+        with open(path("sqlflow-playground.service"), "w", encoding="utf-8") as file:
+            file.write(re.sub(r"(?<=ExecStart=)\S+", sys.executable, unit))
+        result = subprocess.run(["systemd-analyze", "verify", file.name], capture_output=True, text=True)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        (arguments,) = re.findall(r"ExecStart=\S+ ((?:.*\\\n)*.*)\n", unit)
+        playground.parse_arguments(arguments.replace("\\\n", " ").split())
+        (stop,) = re.findall(r"TimeoutStopSec=(\d+)", unit)
+        self.assertGreater(int(stop), playground.STOP_SECONDS + playground.LAST_BEATS_SECONDS)
+        (files,) = re.findall(r"LimitNOFILE=(\d+)", unit)
+        self.assertGreater(int(files), playground.MAX_OPEN_FILES)
+
+
+@unittest.skipUnless(shutil.which("promtool"),
+                     "no promtool: scripts/test unpacks it from Debian's prometheus")
+class Watching(unittest.TestCase):
+    """The examples for Prometheus."""
+
+    # What each alert is for: series of a minute each, and how long they last. "{}" stands for the labels.
+    FIRING: ClassVar[dict[str, tuple[dict[str, str], str]]] = {
+        "PlaygroundGone": ({"up{}": "0x20"}, "10m"),
+        "PlaygroundServerDown": ({"up{}": "0x20"}, "15m"),
+        "PlaygroundClusterUnknown": ({"playground_cluster_synchronised{}": "0x20"}, "10m"),
+        "PlaygroundFails": ({'playground_requests_total{api="create_db",status="502"}': "0x10 10x10"},
+                            "15m"),  # The first ones, at once.
+        "PlaygroundNotReady": ({'playground_requests_total{api="create_db",status="503"}': "0+2x40",
+                                'playground_requests_total{api="create_db",status="200"}': "0+1x40"}, "35m"),
+        "PlaygroundKubectlFails": (
+            {'playground_kubectl_seconds_count{verb="create",outcome="timeout"}': "0+1x40"}, "30m"),
+        "PlaygroundHeartBeatsNotWritten": ({"playground_last_beat_write_timestamp_seconds{}": "0x40"}, "20m"),
+        "PlaygroundSweepsMany": ({"playground_databases_swept_total{}": "0x30 90x30"}, "60m"),
+        "PlaygroundNearlyFull": ({'playground_databases{status="ready"}': "180x30",
+                                  'playground_databases{status="starting"}': "5x30"}, "20m"),
+        "PlaygroundCertificateEnds": (
+            {'playground_certificate_expiry_timestamp_seconds{file="server_crt"}': "1000000x90"}, "80m"),
+        "PlaygroundCertificateEndsNow": (
+            {'playground_certificate_expiry_timestamp_seconds{file="crl"}': "100000x30"}, "20m"),
+        "PlaygroundStrangers": ({'playground_handshakes_refused_total{reason="unknown ca"}': "0+600x40"},
+                                "30m"),
+    }
+    # A playground on a good day, which fires none of them.
+    QUIET: ClassVar[dict[str, str]] = {
+        "up{}": "1x90", "playground_cluster_synchronised{}": "1x90",
+        'playground_requests_total{api="create_db",status="200"}': "0+5x90",
+        'playground_requests_total{api="create_db",status="503"}': "0+1x90",
+        'playground_kubectl_seconds_count{verb="watch",outcome="ok"}': "0+3x90",
+        "playground_last_beat_write_timestamp_seconds{}": "0+60x90",
+        "playground_databases_swept_total{}": "0x90",
+        'playground_databases{status="ready"}': "100x90",
+        'playground_certificate_expiry_timestamp_seconds{file="server_crt"}': "10000000x90",
+        'playground_handshakes_refused_total{reason="peer did not return a certificate"}': "0+1x90"}
+
+    def promtool(self, *arguments: str, stdin: str = "") -> None:
+        result = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result.stdout)
+
+    def test_prometheus_takes_the_example_of_a_configuration(self) -> None:
+        gen_cert("prometheus")
+        shutil.copy(os.path.join(ROOT, "docs", "alerts.yml"), path())
+        with open(path("prometheus.yml"), "w", encoding="utf-8") as file:
+            example = read("docs/prometheus.yml")
+            file.write(example.replace("/etc/prometheus/playground", path("key_store/prometheus")))
+        self.promtool("check", "config", file.name)
+
+    def test_each_alert_fires_when_it_should_and_none_on_a_good_day(self) -> None:
+        alerts = [rule["alert"] for group in yaml.safe_load(read("docs/alerts.yml"))["groups"]
+                  for rule in group["rules"]]
+        self.assertEqual(alerts, list(self.FIRING))
+        maintainer = read("docs/maintainer.md")
+        self.assertEqual([name for name in alerts if f"`{name}`" not in maintainer], [])
+
+        def series(values: dict[str, str]) -> list[dict[str, str]]:
+            return [{"series": name.replace("}", ',job="playground",instance="a"}').replace("{,", "{"),
+                     "values": value} for name, value in values.items()]
+
+        def fires(name: str, values: dict[str, str], moment: str, often: int) -> dict[str, Any]:
+            # promtool compares labels and annotations; counting what fires leaves them out.
+            query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)'
+            return {"interval": "1m", "input_series": series(values),
+                    "promql_expr_test": [{"expr": query, "eval_time": moment,
+                                          "exp_samples": [{"labels": "{}", "value": often}]}]}
+        tests = [fires(name, values, moment, 1) for name, (values, moment) in self.FIRING.items()]
+        tests += [fires(name, self.QUIET, "85m", 0) for name in alerts]
+        with open(path("alerts-yml"), "w", encoding="utf-8") as file:
+            yaml.safe_dump({"rule_files": [os.path.join(ROOT, "docs", "alerts.yml")],
+                            "evaluation_interval": "1m", "tests": tests}, file)
+        self.promtool("test", "rules", file.name)
+
+    def test_metrics_are_what_the_examples_ask_for_and_follow_the_conventions(self) -> None:
+        with Running(kubeconfig=path("dead.kubeconfig")) as server:
+            exposed = server.raw(
+                b"GET /api/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").decode().partition(
+                    "\r\n\r\n")[2]
+        self.promtool("check", "metrics", stdin=exposed)
+        families = {family.name: family for family in text_string_to_metric_families(exposed)}
+        self.assertEqual(families["playground_kubectl_seconds"].type, "histogram")
+        self.assertEqual({family.type for family in families.values()}, {"counter", "gauge", "histogram"})
+        # What grows from nothing would show no increase.
+        self.assertIn("playground_databases_swept_total 0\n", exposed)
+        self.assertIn('playground_requests_total{api="create_db",status="500"} 0\n', exposed)
+        for name in set(re.findall(r"\bplayground_\w+", read("docs/alerts.yml"))):
+            self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
+
+
+@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster is none")
+class Commands(unittest.TestCase):
+    """The commands of each document, run in their order."""
+
+    def run_all(self, document: str, prepare: str = "") -> None:
+        """Run a document's commands in a folder and a namespace of its own, and compare what they answer."""
+        number = DOCUMENTS.index(document)
+        stage, namespace = path(f"stage-{number}"), f"{harness.namespace}-{number}"
+        os.mkdir(stage)
+        for name in ("playground.py", "gen_cert.sh", "CHANGELOG.md"):
+            os.symlink(os.path.join(ROOT, name), os.path.join(stage, name))
+        shutil.copytree(TEMPLATES, os.path.join(stage, "k8s_templates"))
+        known = kubectl("api-versions").split()
+        with open(os.path.join(stage, "k8s_templates", "playground.yaml"), "w", encoding="utf-8") as file:
+            yaml.safe_dump_all([moved(item, namespace) for item in applied_once().values()
+                                if item["apiVersion"] in known], file)
+        make_namespace(namespace)
+        self.addCleanup(kubectl, "delete", "namespace", f"{namespace}-other", "--ignore-not-found",
+                        "--wait=false")
+        config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify"))
+        config["contexts"][0]["context"]["namespace"] = namespace
+        with open(os.path.join(stage, "kubeconfig"), "w", encoding="utf-8") as file:
+            yaml.safe_dump(config, file)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        steps = list(commands(document))
+        script = STAGE + prepare + "".join(f"echo '@@@{index}'\n{step.text}" for index,
+                                           step in enumerate(steps))
+        for name, here in (("50052", port), ("sqlflow-playground", namespace),
+                           ("other-playground", f"{namespace}-other")):
+            script = script.replace(name, here)
+        environment = {**os.environ, "KUBECONFIG": os.path.join(stage, "kubeconfig"),
+                       "PATH": f"{stage}:{os.environ['PATH']}", "PORT": port,
+                       "STAGE": stage, "PYTHON": sys.executable, "PYTHONPATH": stage}
+        with open(os.path.join(stage, "log"), "w+", encoding="utf-8") as log:
+            bash = subprocess.Popen(["bash", "-c", script], cwd=stage, env=environment,
+                                    stdout=subprocess.PIPE, stderr=log, text=True,
+                                    start_new_session=True)
+            try:
+                answers = bash.communicate(timeout=3 * PATIENCE_SECONDS)[0]
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(bash.pid, signal.SIGTERM)
+                    while True:
+                        os.killpg(bash.pid, 0)
+                        time.sleep(0.05)
+            log.seek(0)
+            self.assertEqual(bash.returncode, 0, log.read() + answers)
+        for index, step in enumerate(steps):
+            answer = answers.partition(f"@@@{index}\n")[2].partition("@@@")[0]
+            expected = [line for line in step.prints.splitlines() if line.startswith("{")]
+            if expected:
+                self.assertEqual(alike(answer), alike("\n".join(expected)), step.text)
+
+    # Where a document takes for granted that somebody has started the server and made certificates.
+    SERVED = "./gen_cert.sh server >&2; ./gen_cert.sh some_client >&2; serve & cd key_store/some_client\n"
+
+    def test_readme(self) -> None:
+        self.run_all("README.md")
+
+    def test_guide_for_front_ends(self) -> None:
+        self.run_all("docs/frontend.md", self.SERVED)
+
+    def test_guide_for_maintainers(self) -> None:
+        self.run_all("docs/maintainer.md")
+
+    def test_guide_for_users(self) -> None:
+        self.run_all("docs/user.md", self.SERVED)
+
+    def test_every_document_with_commands_is_among_these(self) -> None:
+        self.assertEqual([document for document in DOCUMENTS if list(commands(document))],
+                         ["README.md", "docs/frontend.md", "docs/maintainer.md", "docs/user.md"])
