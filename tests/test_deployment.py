@@ -459,7 +459,7 @@ def right(method: str, url: str) -> tuple[str, str, str] | None:
     return group or "", resource, verb
 
 
-@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster.py is none")
+@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster is none")
 class InTheCluster(unittest.TestCase):
     """What playground.yaml makes, in a namespace of this run's own."""
 

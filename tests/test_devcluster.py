@@ -1,4 +1,4 @@
-"""Tests of devcluster.py: kubectl's words beside a real API server's, its databases, its faults, its end.
+"""Tests of devcluster: kubectl's words beside a real API server's, its databases, its faults, its end.
 
 PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without
 it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it,
@@ -38,9 +38,9 @@ class DevCluster:
 
     def __init__(self, *options: str) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 Closed at the end.
-        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error",
-                                         os.path.join(ROOT, "devcluster.py"), *options],
-                                        stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "devcluster",
+                                         *options],
+                                        stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT)
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
         self.kubeconfig = self.first_line.strip().partition("export KUBECONFIG=")[2]
@@ -94,9 +94,27 @@ SERVICE = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "%s"}, "
 SET = ('{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "n"}, "spec": '
        '{"serviceName": "n", "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": '
        '{"a": "%s"}}, "spec": {"containers": [%s]}}}}')
+LEASE = ('{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "user-%s"%s}, '
+         '"spec": {"holderIdentity": "mysql-a", "renewTime": %s}}')
+TIME = '"2026-01-01T00:00:00.000000Z"'
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/NS/leases"
+TOKEN = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0"
+STALE = ', "resourceVersion": "1"'
+FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
+         '"data": {"password": "%s"}}')
+REVIEW = ('{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": '
+          '{"resourceAttributes": {"namespace": "NS", "verb": "create", "resource": "leases", '
+          '"group": "coordination.k8s.io"}}}')
 WATCH = "/api/v1/namespaces/NS/secrets?watch=1&timeoutSeconds=1&resourceVersion="
 UID = "00000000-0000-0000-0000-000000000000"
 CREATE = "create -f - --validate=false"
+
+
+def listed(*items: str) -> str:
+    """Return objects as a List."""
+    return '{"apiVersion": "v1", "kind": "List", "items": [' + ", ".join(items) + "]}"
+
+
 
 # In this order, on a namespace of its own: kubectl's arguments, and its stdin. NS is the namespace's name.
 COMMANDS: list[tuple[str, str]] = [
@@ -172,6 +190,58 @@ COMMANDS: list[tuple[str, str]] = [
     (CREATE, SERVICE % ("more", '{"port": 1}')),
     ("get quota", ""),
     ("delete quota full", ""),
+    # Leases: what the server knows of its users.
+    (CREATE, listed(LEASE % ("a", "", TIME), LEASE % ("b", "", TIME))),
+    (CREATE, listed(LEASE % ("a", "", TIME), LEASE % ("c", "", '"2026-01-01T01:00:00.5Z"'),
+                    LEASE % ("d", "", '"2026-01-01T01:00:00.123456+01:00"'))),
+    (CREATE, LEASE % ("e", "", "5")),
+    (CREATE, LEASE % ("e", "", '"tomorrow"')),
+    (CREATE, LEASE % ("e", "", TIME + ', "leaseDurationSeconds": 0, "leaseTransitions": -1')),
+    ("create -f - --dry-run=server --validate=true", LEASE % ("e", "", TIME)),
+    ("create -f - --dry-run=server --validate=true",
+     LEASE.replace("renewTime", "renewedAt") % ("e", "", TIME)),
+    ("get leases", ""),
+    ("get leases --sort-by=.spec.renewTime -o custom-columns=N:.metadata.name,T:.spec.renewTime", ""),
+    ("get lease user-d -o yaml", ""),
+    ("annotate lease user-a playground.sqlflow.org/client=other", ""),
+    ("patch -f - --type=merge -p '{\"spec\":{\"renewTime\":\"2026-02-01T00:00:00.000001Z\"}}'",
+     listed(LEASE % ("a", "", TIME), LEASE % ("gone", "", TIME), LEASE % ("b", "", TIME))),
+    ("patch lease user-a --type=merge -p '{\"metadata\":{\"resourceVersion\":\"1\"}}'", ""),
+    ("patch lease user-gone --type=merge -p '{\"spec\":{\"holderIdentity\":\"x\"}}'", ""),
+    ("get leases -o jsonpath={.items[*].spec.renewTime}", ""),
+    ("replace -f -", LEASE.replace("mysql-a", "mysql-b") % ("a", "", TIME)),
+    ("replace -f -", LEASE % ("a", STALE, TIME)),
+    ("replace -f -", LEASE % ("a", f', "uid": "{UID}"', TIME)),
+    ("replace --raw " + LEASES + "/user-a -f -", LEASE % ("a", "", TIME)),
+    ("replace --raw " + LEASES + "/user-a -f -", LEASE % ("b", STALE, TIME)),
+    # A resourceVersion does not keep a Lease that has gone from being made anew; a uid does.
+    ("replace -f -", LEASE % ("new", STALE + f', "uid": "{UID}"', TIME)),
+    ("replace -f -", LEASE % ("new", STALE, TIME)),
+    ("get --raw " + LEASES + "?watch=1&timeoutSeconds=1&fieldSelector=metadata.name=nope", ""),
+    ("delete --raw " + LEASES + "/user-a -f -", f'{{"preconditions": {{"uid": "{UID}"}}}}'),
+    ("delete --raw " + LEASES + "/user-a -f -", '{"preconditions": {"resourceVersion": "1"}}'),
+    ("delete --raw " + LEASES + "/user-a -f -", "{}"),
+    ("delete leases -l nothing=here", ""),
+    ("get leases -o name", ""),
+    # Secrets that do not change, and are labelled.
+    (CREATE, listed(FIXED % ("f", "", "YQ=="), FIXED % ("g", "", "YQ=="))),
+    ("replace -f -", listed(FIXED % ("f", ', "labels": {"user": "a"}' + STALE, "YQ=="),
+                            FIXED % ("g", ', "labels": {"user": "b"}', "YQ=="),
+                            FIXED % ("gone", STALE, "YQ=="))),
+    ("replace -f -", FIXED % ("f", "", "Yg==")),
+    ("replace -f -", (FIXED % ("f", "", "Yg==")).replace("true", 'false, "type": "x"')),
+    ("replace -f -", FIXED % ("f", f', "uid": "{UID}"', "YQ==")),
+    ("replace --raw /api/v1/namespaces/NS/secrets/f -f -", FIXED % ("g", "", "YQ==")),
+    ("patch secret f -p '{\"stringData\":{\"password\":\"b\"}}'", ""),
+    ("label secret f a=b", ""),
+    ("get secrets -l user --show-labels", ""),
+    # Lists in pages.
+    ("get leases --chunk-size=1 -o name", ""),
+    ("get leases --chunk-size=2", ""),
+    ("get --raw " + LEASES + "?limit=2", ""),
+    ("get --raw " + LEASES + "?limit=1&labelSelector=!nothing", ""),
+    ("get --raw " + LEASES + "?limit=x", ""),
+    ("get --raw " + LEASES + f"?limit=1&continue={TOKEN}&resourceVersion=1", ""),
     # Preconditions and watches.
     ("delete --raw /api/v1/namespaces/NS/secrets/mysql-demo -f -",
      f'{{"preconditions": {{"uid": "{UID}"}}}}'),
@@ -185,6 +255,11 @@ COMMANDS: list[tuple[str, str]] = [
     ("logs mysql-demo-0 -c nope", ""),
     # Rights.
     ("auth can-i create statefulsets", ""),
+    ("create -f -", listed(REVIEW, REVIEW)),
+    ("create -f - -o yaml", listed(REVIEW, REVIEW.replace("create", "delete"))),
+    ("create -f - -o yaml --context=nobody --validate=false", REVIEW),
+    ("create -f -", REVIEW.replace("verb", "verve")),
+    ("create -f - --validate=false", REVIEW.replace("resourceAttributes", "attributes")),
     ("auth can-i list secrets --context=nobody", ""),
     ("get secrets --context=nobody", ""),
     ("get secret s --context=nobody", ""),
@@ -210,7 +285,8 @@ COMMANDS: list[tuple[str, str]] = [
 MASKS = [
     (r"(?m)^( *)managedFields:\n(?:\1(?:- |  ).*\n)*", ""),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID"),
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"), (r"[IWEF]\d{4} [\d:.]+ +\d+ ", "LOG "),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"), (r'"continue":"[^"]*"', "CONTINUE"),
+    (r'"managedFields":\[.*?\}\],', ""), (r"[IWEF]\d{4} [\d:.]+ +\d+ ", "LOG "),
     (r"\b127\.9[67]\.\d+\.\d+", "ADDRESS"), (r'(resourceVersion\\?"?: ?)\\?"?\d+\\?"?', r"\1VERSION"),
     (r"in record \(\d+\)|current: \d+|old resource version: .*?\)", "VERSION"), (r"\b\d+(m\d*)?s\b", "AGE"),
     (r"(mysql-\w+)-[0-9a-f]{8,10}\b", r"\1-HASH"), (r"\bhollow\b|\bdevcluster\b", "NODE"), (r"  +", "  "),
@@ -226,12 +302,17 @@ def fetched_kubectl() -> str:
         subprocess.run(["apt-get", "download", "kubernetes-client"], cwd=CACHE, capture_output=True)
         for package in glob.glob(os.path.join(CACHE, "kubernetes-client_*.deb")):
             subprocess.run(["dpkg-deb", "-x", package, CACHE], capture_output=True)
-            os.remove(package)
+            with contextlib.suppress(FileNotFoundError):  # Another test process fetches it as well.
+                os.remove(package)
     return path if os.path.exists(path) else ""
 
 
 def masked(result: subprocess.CompletedProcess[str], namespace: str) -> str:
-    text = f"{result.stdout}-- stderr --\n{result.stderr}-- exit {result.returncode}"
+    out = result.stdout
+    with contextlib.suppress(ValueError):  # The order of fields says nothing.
+        if out[:1] == "{":
+            out = json.dumps(json.loads(out), sort_keys=True, separators=(",", ":")) + "\n"
+    text = f"{out}-- stderr --\n{result.stderr}-- exit {result.returncode}"
     for pattern, replacement in MASKS:
         text = re.sub(pattern, replacement, text)
     return text.replace(namespace, "NS")
@@ -309,8 +390,8 @@ class Process(unittest.TestCase):
     def test_port_in_use_is_said_in_one_line(self) -> None:
         with DevCluster("--hollow") as devcluster:
             port = re.findall(r":(\d+)", devcluster.kubectl("config", "view"))[-1]
-            result = subprocess.run([sys.executable, os.path.join(ROOT, "devcluster.py"), f"--port={port}"],
-                                    capture_output=True, text=True)
+            result = subprocess.run([sys.executable, "-m", "devcluster", f"--port={port}"],
+                                    capture_output=True, text=True, cwd=ROOT)
             self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
             self.assertIn("in use", result.stderr)
 

@@ -272,7 +272,7 @@ class Watching(unittest.TestCase):
             self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
 
 
-@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster.py is none")
+@unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster is none")
 class Commands(unittest.TestCase):
     """The commands of each document, run in their order."""
 

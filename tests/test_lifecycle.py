@@ -330,7 +330,7 @@ class Lifecycle(unittest.TestCase):
             kinds = "statefulset,service,secret"
             eventually(lambda: "mysql-handled" not in kubectl("get", kinds, "-o", "name"), "all is deleted")
 
-    @unittest.skipUnless(REAL, "needs finalizers, which devcluster.py does not know")
+    @unittest.skipUnless(REAL, "needs finalizers, which devcluster does not know")
     def test_pod_that_is_stuck_in_its_end_is_named(self) -> None:
         with Running().known() as server:
             server.call("alice", "create_db", "stuck")

@@ -1,0 +1,105 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import secrets
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+
+import yaml
+
+from devcluster.controllers import Controllers
+from devcluster.http import Server
+from devcluster.node import Node
+from devcluster.services import Proxy
+from devcluster.statefulsets import StatefulSets
+from devcluster.store import Store
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="devcluster", description="A Kubernetes API in one process, on loopback.")
+    parser.add_argument("--port", type=int, default=0, help="TCP port of 127.0.0.1 (default: any free one)")
+    parser.add_argument("--state", help="folder for the kubeconfig and the pods' data; it is kept "
+                                        "(default: a temporary one)")
+    parser.add_argument("--hollow", action="store_true",
+                        help="run no databases: every pod is ready after a second")
+    options = parser.parse_args()
+    os.umask(0o077)
+    state = os.path.abspath(options.state) if options.state else tempfile.mkdtemp(prefix="devcluster-")
+    # Any thread may be given the signal, and would not wake this one from anything but reading a file.
+    signalled, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        os.makedirs(state, exist_ok=True)
+        shutil.rmtree(f"{state}/pods", ignore_errors=True)
+        store = Store()
+        node = Node(store, state, options.hollow)
+        tokens = {user: secrets.token_urlsafe(24) for user in ("admin", "nobody")}
+        with Server(options.port, make_certificate(state), tokens, store, node) as server:
+            reactors = [StatefulSets(store).react, node.react]
+            if node.mariadbd:
+                reactors.append(Proxy(store).react)
+            for run in (Controllers(store, *reactors).run, server.serve_forever):
+                threading.Thread(target=run, daemon=True).start()
+            port = server.server_address[1]
+            print(f"export KUBECONFIG={write_kubeconfig(state, port, tokens)}", flush=True)
+            pods = f"{node.mariadbd} runs in its pods" if node.mariadbd else \
+                f"its pods are hollow ({node.why_hollow})"
+            print(f"# A Kubernetes API is on https://127.0.0.1:{port}; {pods}. Ctrl-C ends it.", flush=True)
+            os.read(signalled, 1)
+            server.shutdown()
+        node.stop()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"devcluster: it cannot serve: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if not options.state:
+            shutil.rmtree(state, ignore_errors=True)
+    return 0
+
+
+def make_certificate(state: str) -> ssl.SSLContext:
+    """Make a certificate for this machine alone; return a context with it.
+
+    Raises OSError or CalledProcessError.
+    """
+    key, certificate = f"{state}/tls.key", f"{state}/tls.crt"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                    "-nodes", "-days", "365", "-subj", "/CN=devcluster", "-addext",
+                    "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate],
+                   check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def write_kubeconfig(state: str, port: int, tokens: dict[str, str]) -> str:
+    """Write a kubeconfig with a context for each user; return its path."""
+    with open(f"{state}/tls.crt", "rb") as certificate:
+        cluster = {"server": f"https://127.0.0.1:{port}",
+                   "certificate-authority-data": base64.b64encode(certificate.read()).decode()}
+    context = {"cluster": "devcluster", "namespace": "default"}
+    with open(f"{state}/kubeconfig", "w", encoding="utf-8") as file:
+        yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": "admin",
+            "clusters": [{"name": "devcluster", "cluster": cluster}],
+            "users": [{"name": user, "user": {"token": token}} for user, token in tokens.items()],
+            "contexts": [{"name": user, "context": {**context, "user": user}} for user in tokens]}, file)
+    return f"{state}/kubeconfig"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
