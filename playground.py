@@ -106,13 +106,13 @@ READ_BYTES = 8 * 1024
 # Requests of one connection answered at once, of those that it sent ahead: some 2 ms. As for READ_BYTES.
 REQUESTS_A_TURN = 16
 
-# Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which one
-# customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections a
-# second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which takes
-# 10 ms; one from another address is not touched at all while any holds more. It does not bound their rate.
+# Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
+# one customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections
+# a second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which
+# takes 10 ms; one from another address is not touched while any holds more. It does not bound their rate.
 MAX_HANDSHAKES = 256
-# Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten in
-# one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
+# Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten
+# in one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
 MAX_HANDSHAKE_READS = 50
 # Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some
 # 0.3 ms for each of a handshake's two steps: the loop goes on meanwhile, and both cores are of use.
@@ -124,8 +124,8 @@ MAX_CONNECTIONS = 1000
 # longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a connection
 # for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
-# Connections the kernel keeps until the loop accepts them; a class that starts together overflows the standard
-# library's 5. Linux cuts it to net.core.somaxconn.
+# Connections the kernel keeps until the loop accepts them; a class that starts together overflows the
+# standard library's 5. Linux cuts it to net.core.somaxconn.
 LISTEN_BACKLOG = 1024
 # File descriptors: the connections, three for each kubectl, and some for the rest. The process's limit is
 # raised to it at start, which fails where it cannot be.
@@ -164,9 +164,9 @@ KUBECTL_SECONDS = 30.0
 # Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
-# A group leaves when nobody has joined it for the first, and at the latest after the second. A class that starts
-# together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a user who is
-# a moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
+# A group leaves when nobody has joined it for the first, and at the latest after the second. A class that
+# starts together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a
+# user who is a moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
 GATHER_SECONDS = (0.03, 0.3)
 # Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
 CREATING_KUBECTLS = 2
@@ -206,9 +206,10 @@ Step = Callable[[], object]
 class Server(http.server.ThreadingHTTPServer):
     """The loop, on which everything about connections happens, one step after the other.
 
-    A step is due because a socket has something (the selector), because another thread posted it, or because its
-    time has come (the heap of timers). None waits for anything; what has to be computed or waited for is given to
-    another thread, which posts a step. So no step needs a lock, and none sees another's half-done work.
+    A step is due because a socket has something (the selector), because another thread posted it, or because
+    its time has come (the heap of timers). None waits for anything; what has to be computed or waited for is
+    given to another thread, which posts a step. So no step needs a lock, and none sees another's half-done
+    work.
     """
 
     request_queue_size = LISTEN_BACKLOG
@@ -254,7 +255,7 @@ class Server(http.server.ThreadingHTTPServer):
     # -- the loop
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Take the steps that are due until the server was told to stop and has answered all, or STOP_SECONDS after."""
+        """Take the steps that are due, until told to stop and all is answered, or STOP_SECONDS after."""
         for _ in range(HANDSHAKE_THREADS):
             threading.Thread(target=self.compute_handshakes, name="handshakes", daemon=True).start()
         self.attempt(self.keep_house)
@@ -304,7 +305,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.selector.register(self.socket, selectors.EVENT_READ, self.accept)
 
     def accept(self, events: int) -> None:
-        """Take up one connection, as BaseServer's own loop would; the next one has its turn after others' steps."""
+        """Take up one connection, as BaseServer's own loop would; the next one, after others' steps."""
         self._handle_request_noblock()  # type: ignore[attr-defined]
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -313,7 +314,8 @@ class Server(http.server.ThreadingHTTPServer):
             request, address = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self.selector.unregister(self.socket)  # It stays in the backlog: accepting at once again would spin.
+                # It stays in the backlog: accepting at once again would spin.
+                self.selector.unregister(self.socket)
             raise
         try:
             request.setblocking(False)
@@ -324,7 +326,7 @@ class Server(http.server.ThreadingHTTPServer):
         return request, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Let everybody in; if there are too many strangers, the oldest of the network with most of them makes room."""
+        """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             crowd = collections.Counter(stranger.network for stranger in self.strangers).most_common(1)[0][0]
             next(stranger for stranger in self.strangers if stranger.network == crowd).make_room()
@@ -336,17 +338,18 @@ class Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what serving a connection did not expect."""
-        log.error(logfmt("connection", outcome="failed", address=client_address[0], error=traceback.format_exc()))
+        log.error(logfmt("connection", outcome="failed", address=client_address[0],
+                         error=traceback.format_exc()))
 
     # -- it becomes a client's
 
     def compute(self, connection: Connection) -> None:
-        """Have a thread go on with a connection's handshake; it posts to Connection.take_up what came of it."""
+        """Have a thread go on with a handshake; it posts to Connection.take_up what came of it."""
         self.to_compute[connection] = None
         self.hand_out()
 
     def hand_out(self) -> None:
-        """Keep the threads busy: who has made room meanwhile is not in their queue, which is never longer than twice them."""
+        """Keep the threads busy, with a queue so short that few in it can have made room meanwhile."""
         while self.to_compute and self.computing < 2 * HANDSHAKE_THREADS:
             connection = next(iter(self.to_compute))
             del self.to_compute[connection]
@@ -366,7 +369,7 @@ class Server(http.server.ThreadingHTTPServer):
         connection.take(connection.take_up, outcome)
 
     def admit(self, connection: Connection, client: str, certificate: dict[str, Any]) -> bool:
-        """Count a connection as a client's; return False if there is no room for it. Raises ValueError if it is nobody's."""
+        """Count a connection as a client's, or return False for want of room. Raises ValueError."""
         serial, ends = int(certificate["serialNumber"], 16), certificate_end(certificate["notAfter"])
         if connection.generation != self.generation:
             raise ValueError("the CA or the revocation list changed meanwhile")
@@ -399,7 +402,7 @@ class Server(http.server.ThreadingHTTPServer):
                 del self.held[connection.client]
 
     def over(self, connection: Connection) -> bool:
-        """Tell whether a client's connection is to end: the standard library cannot check its certificate again."""
+        """Tell whether a client's connection is to end: its certificate cannot be checked again."""
         return (self.stopping() or connection.generation != self.generation
                 or time.time() > min(connection.ends, self.tls.expiries.get("crl", float("inf"))))
 
@@ -436,10 +439,11 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             threading.Thread(target=wait, daemon=True).start()
         except RuntimeError:
-            then(failed(unavailable("this server is out of threads: ask again later")))
+            out = failed(unavailable("this server is out of threads: ask again later"))
+            self.post(lambda: then(out))
 
     def shutdown(self) -> None:
-        """Have the loop end once what is in flight is answered, from any thread or signal, without waiting for it."""
+        """Have the loop end once all is answered, from any thread or signal, without waiting for it."""
         self.post(self.stop)
 
     def stop(self) -> None:
@@ -463,15 +467,16 @@ class Server(http.server.ThreadingHTTPServer):
 # What one record of TLS holds at most (RFC 8446, section 5.1).
 MAX_RECORD_BYTES = 2 ** 14
 NOT_YET = (BlockingIOError, ssl.SSLWantReadError)
-Handshake = Union[dict[str, Any], Exception]  # The certificate that was shown, or what is wrong or not here yet.
+# The certificate that was shown, or what is wrong or not here yet.
+Handshake = Union[dict[str, Any], Exception]
 
 
 class Connection:
-    """A stranger's connection and, once its handshake is done, a client's: see STATES for what it may do when.
+    """A stranger's connection and, after its handshake, a client's: see STATES for what it may do when.
 
-    TLS works in memory. So the threads that compute handshakes touch no socket, one that has to go can be closed
-    at any moment, and a step of the loop reads READ_BYTES at most, whatever a client sends: OpenSSL on a socket
-    goes on reading for as long as records without data (KeyUpdate) come.
+    TLS works in memory. So the threads that compute handshakes touch no socket, one that has to go can be
+    closed at any moment, and a step of the loop reads READ_BYTES at most, whatever a client sends: OpenSSL on
+    a socket goes on reading for as long as records without data (KeyUpdate) come.
     """
 
     def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
@@ -482,7 +487,8 @@ class Connection:
         self.generation = server.generation
         self.client, self.serial, self.ends = "", 0, float("inf")
         self.handshake_reads, self.opening = 0, b""
-        self.buffer, self.searched = b"", 0  # What has come of a request, and how much of it holds no end of a head.
+        # What has come of a request, and how much of it holds no end of a head.
+        self.buffer, self.searched = b"", 0
         self.head: Request | None = None  # Whose body is awaited.
         self.exchange = NO_EXCHANGE
         self.unsent = b""
@@ -582,7 +588,7 @@ class Connection:
         return self.server.compute(self)
 
     def take_up(self, outcome: Handshake) -> None:
-        """Go on with what the handshake came to: wait for more of it, refuse it, or learn who the client is."""
+        """Go on with what a handshake came to: wait for more of it, refuse it, or learn who the client is."""
         if time.monotonic() >= self.deadline:
             return self.time_out()
         if isinstance(outcome, ssl.SSLWantReadError):
@@ -614,11 +620,11 @@ class Connection:
         self.close()
 
     def refuse(self, reason: str) -> None:
-        """Count a handshake that failed, and let the stranger hear why: the alert, or to whoever speaks plain HTTP a 400."""
+        """Count a handshake that failed, and let the stranger hear why: the alert, or in plain HTTP a 400."""
         self.count_refusal(reason)
-        if HTTP_REQUEST.match(self.opening):
+        if plain := HTTP_REQUEST.match(self.opening):
             self.outgoing.read()
-            self.unsent = response(failed(ApiError(400, "this server speaks HTTPS: ask for https:// instead")), keep=False)
+            self.unsent = response(failed(ApiError(400, NO_TLS)), keep=False, method=plain[1].decode())
         self.flush()
         self.linger()
 
@@ -638,7 +644,7 @@ class Connection:
         return self.advance()
 
     def pull(self) -> bool:
-        """Add the next record to the buffer, with one read from the network at most; return False if it is not here yet.
+        """Add the next record to the buffer, by one read of the network at most; return whether it was here.
 
         Raises ConnectionError at the connection's end.
         """
@@ -654,7 +660,7 @@ class Connection:
         return True
 
     def advance(self) -> None:
-        """Answer the requests that have come whole, a few at most; then wait for the rest, or for one's turn."""
+        """Answer requests that have come whole, a few at most; then wait for the rest, or for one's turn."""
         for _ in range(REQUESTS_A_TURN):
             try:
                 request = self.next_request()
@@ -669,7 +675,7 @@ class Connection:
         return self.server.post(functools.partial(self.take, self.advance))
 
     def next_request(self) -> Request | None:
-        """Take a request out of the buffer, reading on in what has come; None if it is not whole. Raises ApiError."""
+        """Take a request from what has come, or return None if there is no whole one. Raises ApiError."""
         while True:
             if not self.head:
                 self.head, self.buffer = take_head(self.buffer, self.searched)
@@ -682,7 +688,7 @@ class Connection:
                 return None
 
     def rest(self) -> None:
-        """Wait for the rest of a request, or for the next one, during which this connection may be ended without loss."""
+        """Wait for the rest of a request, or for the next one: then the connection ends without loss."""
         state = "body" if self.head else "idle" if self.buffer in (b"", b"\r\n") else "head"
         if self.head and self.head.expects:
             self.tls.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -701,7 +707,8 @@ class Connection:
         if not callable(outcome.answer):
             return self.answer(outcome)
         self.enter("waiting")
-        return self.server.bridge(outcome.answer, lambda later: self.take(self.resume, lambda: self.answer(later)))
+        return self.server.bridge(outcome.answer,
+                                  lambda later: self.take(self.resume, lambda: self.answer(later)))
 
     def call(self, request: Request) -> Answer:
         """Call the function that a request asks for. Raises ApiError."""
@@ -719,13 +726,14 @@ class Connection:
         metrics.add("requests_total", api=known, status=str(outcome.status))
         metrics.add("request_seconds", taken, api=known)
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
-            "request", client=self.client or "-", method=exchange.method, api=exchange.api, user=exchange.user,
-            status=outcome.status, ms=taken * 1000))
+            "request", client=self.client or "-", method=exchange.method, api=exchange.api,
+            user=exchange.user, status=outcome.status, ms=taken * 1000))
         send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
         if exchange.api != "heart_beat" or outcome.status < 400:
             return send()
         self.enter("waiting")  # The plug-in repeats at once, for ever, what is not answered 200.
-        return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS, lambda: self.take(self.resume, send))
+        return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS,
+                                   lambda: self.take(self.resume, send))
 
     def resume(self, step: Step) -> None:
         """Take the step that was awaited, and then those requests that have come meanwhile."""
@@ -773,7 +781,7 @@ class Connection:
         self.close()
 
     def linger(self) -> None:
-        """Let a refused client finish sending, within bounds: closing at once would reset the connection before it reads."""
+        """Let a refused client finish sending, within bounds: closing at once would reset the connection."""
         self.socket.shutdown(socket.SHUT_WR)
         self.enter("lingering")
 
@@ -794,7 +802,7 @@ class Connection:
 
 
 class State(NamedTuple):
-    """One row of STATES; an event that a state does not wait for stays with the kernel until another state does."""
+    """One row of STATES; an event that a state does not wait for stays with the kernel until one does."""
 
     waits_for: int  # Of the selector's events.
     seconds: float  # For how long; 0 if the deadline of the state before goes on.
@@ -813,7 +821,8 @@ STATES = {
     "body": State(READ, BODY_SECONDS, Connection.read, Connection.complain),
     # Its answer is awaited from elsewhere, which has a deadline of its own; or its turn is.
     "waiting": State(NOTHING, 0, Connection.answer, None),
-    "answering": State(WRITE, ANSWER_SECONDS, lambda connection: connection.resume(connection.write), Connection.close),
+    "answering": State(WRITE, ANSWER_SECONDS, lambda connection: connection.resume(connection.write),
+                       Connection.close),
     # Nothing more is said; what still comes is dropped.
     "lingering": State(READ, LINGER_SECONDS, Connection.drop, Connection.close),
     "closed": State(NOTHING, 0, Connection.close, None),
@@ -883,7 +892,7 @@ class Refusals:
         self.counts[address if known else "others", reason] += 1
 
     def flush(self, everything: bool = False) -> None:
-        """Log who is refused for the first time and, when the time is up or everything is to be told, the rest."""
+        """Log who is refused for the first time and, when the time is up or everything is to be told, all."""
         if everything or time.monotonic() >= self.ends:
             self.told.clear()
             self.ends = time.monotonic() + REFUSALS_SECONDS
@@ -899,8 +908,8 @@ class Refusals:
 
     def tell(self, lines: int) -> None:
         """Log so many of those that were not told of, most refused first."""
-        fresh = [(key, count) for key, count in self.counts.most_common() if key not in self.told] if lines > 0 else []
-        for (address, reason), count in fresh[:lines]:
+        fresh = [(key, count) for key, count in self.counts.most_common() if key not in self.told]
+        for (address, reason), count in fresh[:max(lines, 0)]:
             log.info(logfmt("handshake", outcome="refused", address=address, reason=reason, count=count))
             self.told.add((address, reason))
             del self.counts[address, reason]
@@ -918,7 +927,7 @@ HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]
 # return at the end of what has come so far may still get its line feed.
 BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
-HTTP_REQUEST = re.compile(rb"(?:" + "|".join(METHODS).encode() + rb") ")
+HTTP_REQUEST = re.compile(rb"(" + "|".join(METHODS).encode() + rb") ")
 
 
 class Request(NamedTuple):
@@ -935,11 +944,12 @@ class Request(NamedTuple):
 
 
 def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
-    """Return the request whose head is at the start of what has come, and the rest; no request if it has not ended yet.
+    """Return the request whose head starts what has come, or None if it has not ended, and the rest.
 
-    `searched` is how many bytes are known to hold no end. Raises ApiError, as soon as the head is beyond help.
+    `searched` is how many bytes are known to hold no end. Raises ApiError as soon as the head is beyond help.
     """
-    start = 2 if buffer.startswith(b"\r\n") else 0  # One empty line before a request is to be ignored (section 2.2).
+    # One empty line before a request is to be ignored (section 2.2).
+    start = 2 if buffer.startswith(b"\r\n") else 0
     end = buffer.find(b"\r\n\r\n", max(searched - 3, start))
     if end < 0 and len(buffer) <= MAX_HEAD_BYTES + start and not BARE.search(buffer, max(searched - 1, 0)):
         return None, buffer
@@ -947,7 +957,7 @@ def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
 
 
 def parse_head(head: bytes) -> Request:
-    """Parse a request line and header fields without the empty line that ends them (RFC 9112, sections 2 to 6).
+    """Parse a request line and header fields without the empty line behind them (RFC 9112, sections 2 to 6).
 
     Raises ApiError; the connection must then close, for nobody knows where the next request starts.
     """
@@ -955,8 +965,8 @@ def parse_head(head: bytes) -> Request:
     if len(request_line) > MAX_REQUEST_LINE_BYTES:
         raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
     if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
-        raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than {MAX_HEADER_FIELDS} "
-                       "header fields")
+        raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than "
+                            f"{MAX_HEADER_FIELDS} header fields")
     match = REQUEST_LINE.fullmatch(request_line)
     if not match or BARE.search(head):
         raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, "
@@ -978,7 +988,8 @@ def parse_head(head: bytes) -> Request:
     if not http_1_1:
         headers.pop("expect", None)  # Such a client knows no 100 (RFC 9110, section 10.1.1).
     if http_1_1 and "host" not in headers or not HOST.fullmatch(headers.get("host", "-")):
-        raise ApiError(400, "the header field Host is missing or malformed: expected the server's name and port")
+        raise ApiError(400, "the header field Host is missing or malformed: expected the server's name "
+                            "and port")
     if "transfer-encoding" in headers:
         raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
     length = headers.get("content-length", "0")
@@ -995,12 +1006,12 @@ def parse_head(head: bytes) -> Request:
     closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
     # Whoever leaves a length out may send a body all the same, which is no next request.
     bounded = method in ("GET", "HEAD") or "content-length" in headers
-    return Request(method, path.decode("latin-1"), query, headers, int(length), http_1_1 and not closes and bounded,
-                   "expect" in headers)
+    return Request(method, path.decode("latin-1"), query, headers, int(length),
+                   http_1_1 and not closes and bounded, "expect" in headers)
 
 
 def response(outcome: Outcome, keep: bool, method: str = "-") -> bytes:
-    """Return an answer in HTTP/1.1; to HEAD it has no body, whose length need not be told (RFC 9110, section 9.3.2)."""
+    """Return an answer in HTTP/1.1; to HEAD without its body, nor the length (RFC 9110, section 9.3.2)."""
     content, kind = (outcome.answer.encode(), "text/plain; version=0.0.4; charset=utf-8") if isinstance(
         outcome.answer, str) else (json.dumps(outcome.answer).encode() + b"\n", "application/json")
     length, content = ("", b"") if method == "HEAD" else (f"Content-Length: {len(content)}\r\n", content)
@@ -1017,7 +1028,9 @@ Said = Union[dict[str, Any], str]  # What becomes JSON, or text as it is.
 Answer = Union[Said, Callable[[], Said]]  # The latter has to be waited for.
 USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script "
                 "and . _ @ -, and starts with a letter or digit")
-NAMELESS = "the client certificate has no common name (CN) or several, which says who you are: have another one made"
+NO_TLS = "this server speaks HTTPS: ask for https:// instead"
+NAMELESS = ("the client certificate has no common name (CN) or several, which says who you are: have another "
+            "one made")
 NO_ROOM = "too many connections: close idle ones, or ask again later"
 
 
@@ -1083,7 +1096,8 @@ def route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]]:
     name = api_name(request.path)
     if name not in API:
         shown = json.dumps(request.path[:80])
-        raise ApiError(404, f"there is no {shown} here, but " + ", ".join(f"{one[0]} /api/{api}" for api, one in API.items()))
+        raise ApiError(404, f"there is no {shown} here, but "
+                       + ", ".join(f"{one[0]} /api/{api}" for api, one in API.items()))
     method, function, takes = API[name]
     if request.method != method:
         raise ApiError(405, f"{name} takes {method}", Allow=method)
@@ -1101,13 +1115,13 @@ def route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]]:
 
 
 def api_name(path: str) -> str:
-    """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash itself."""
+    """Return what a path asks for. The plug-in adds /api/ to an address that may end in a slash itself."""
     found = re.fullmatch("/{1,2}api/(.*)", path, re.S)
     return found[1] if found else "-"
 
 
 def refuse_web_pages(request: Request) -> None:
-    """Raise ApiError 403 if a page of another site sent a browser that holds the certificate (W3C Fetch Metadata, section 2).
+    """Raise ApiError 403 if a page of another site has a browser ask (W3C Fetch Metadata, section 2).
 
     A browser shows the certificate whoever asks; no other client sends these two header fields.
     """
@@ -1117,8 +1131,8 @@ def refuse_web_pages(request: Request) -> None:
     origin = request.headers.get("origin")
     if (request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
             or origin is not None and same(origin) != "https://" + same(request.headers.get("host", ""))):
-        raise ApiError(403, "a web page of another site may not use this server: open the page from this server's own "
-                       "address, or have its own server ask")
+        raise ApiError(403, "a web page of another site may not use this server: open the page from this "
+                            "server's own address, or have its own server ask")
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -1132,7 +1146,8 @@ def read_json(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise ApiError(400, 'the body is malformed: expected a JSON object in UTF-8 such as {"user_id": "alice"}')
+        raise ApiError(400, 'the body is malformed: expected a JSON object in UTF-8 such as '
+                            '{"user_id": "alice"}')
     return value
 
 
@@ -1154,7 +1169,7 @@ def read_query(query: bytes) -> dict[str, Any]:
 
 
 def refuse_repeated(names: list[str]) -> None:
-    """Raise ApiError 400 if a parameter's name comes twice: one reader would take the first value, another the last."""
+    """Raise ApiError 400 if a name comes twice: one reader would take its first value, another the last."""
     if len(set(names)) != len(names):
         name = collections.Counter(names).most_common(1)[0][0]
         raise ApiError(400, f"{json.dumps(name[:80])} came twice: expected it once")
@@ -1212,7 +1227,8 @@ def tell_metrics(server: Server, client: str, deadline: float) -> Answer:
                                      "busy": len(server.clients) - len(server.idle)}
     labelled: dict[str, tuple[str, dict[str, float]]] = {
         "connections": ("state", connections), "databases": ("status", server.cluster.count()),
-        "certificate_expiry_timestamp_seconds": ("file", server.tls.expiries), "build_info": ("version", {__version__: 1})}
+        "certificate_expiry_timestamp_seconds": ("file", server.tls.expiries),
+        "build_info": ("version", {__version__: 1})}
     gauges: Samples = {family: {((label, value),): number for value, number in numbers.items()}
                        for family, (label, numbers) in labelled.items()}
     gauges["cluster_synchronised"] = {(): float(server.cluster.status() == "ok")}
@@ -1233,7 +1249,8 @@ API: dict[str, tuple[str, Callable[..., Answer], tuple[str, ...]]] = {
 # ---- What the cluster is known to hold ---------------------------------------------------------------
 
 PREFIX = "playground.sqlflow.org/"
-USER, USER_ID, CLIENT, LAST_BEAT = PREFIX + "user", PREFIX + "user-id", PREFIX + "client", PREFIX + "last-heart-beat"
+USER, USER_ID, CLIENT = PREFIX + "user", PREFIX + "user-id", PREFIX + "client"
+LAST_BEAT = PREFIX + "last-heart-beat"
 # The same on what was made for the same Secret, and so for the same password; another on every other set.
 SET = PREFIX + "set"
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
@@ -1243,14 +1260,17 @@ SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 KEEP = PREFIX + "keep"
 # In the order of creation: a pod starts with the Secret that is there, so that a Secret missing beside a
 # StatefulSet or a claim is known to have been deleted. Every template has all of them but the claim.
-KINDS = {"Secret": "secret", "PersistentVolumeClaim": "persistentvolumeclaim", "Service": "service", "StatefulSet": "statefulset.apps"}
+KINDS = {"Secret": "secret", "PersistentVolumeClaim": "persistentvolumeclaim", "Service": "service",
+         "StatefulSet": "statefulset.apps"}
 
 
-# The rights that the server needs in its namespace. k8s_templates/playground.yaml grants them and says what for.
+# The rights that the server needs in its namespace; k8s_templates/playground.yaml grants them and says why.
 RIGHTS = {"statefulsets.apps": ("get", "list", "watch", "create", "patch", "delete"),
-          "services": ("get", "list", "watch", "create", "delete"), "secrets": ("get", "list", "watch", "create", "delete"),
+          "services": ("get", "list", "watch", "create", "delete"),
+          "secrets": ("get", "list", "watch", "create", "delete"),
           "pods": ("list",), "events": ("list",)}
-CLAIM_RIGHTS = {"persistentvolumeclaims": ("get", "list", "watch", "create", "delete")}  # With a template that has a claim.
+# With a template that has a claim.
+CLAIM_RIGHTS = {"persistentvolumeclaims": ("get", "list", "watch", "create", "delete")}
 OLDEST_KUBECTL = 1, 20
 SAMPLE_DATA = "playground-sample-data"  # The ConfigMap that the templates mount, if it is there.
 
@@ -1305,8 +1325,10 @@ class Seen(NamedTuple):
         return cls(
             uid=metadata["uid"], version=metadata["resourceVersion"],
             created=calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)),
-            set_id=annotations.get(SET, ""), user_id=annotations.get(USER_ID, ""), client=annotations.get(CLIENT, ""),
-            last_beat=annotations.get(LAST_BEAT, ""), keep=KEEP in annotations, leaving="deletionTimestamp" in metadata,
+            set_id=annotations.get(SET, ""), user_id=annotations.get(USER_ID, ""),
+            client=annotations.get(CLIENT, ""),
+            last_beat=annotations.get(LAST_BEAT, ""), keep=KEEP in annotations,
+            leaving="deletionTimestamp" in metadata,
             ready=status.get("readyReplicas", 0) > 0, stopped=spec.get("replicas", 1) == 0,
             claims=any("persistentVolumeClaim" in volume for volume in volumes),
             password=decoded((item.get("data") or {}).get("password", "")), host=spec.get("clusterIP", ""))
@@ -1320,8 +1342,8 @@ class Database:
         self.objects: dict[str, Seen] = {}
         self.changed = threading.Condition(cluster.lock)
         self.waiting = 0
-        # When its user was last heard of, here or as another server wrote it down, and whether that is still to be
-        # written down. By time.monotonic: a wall clock may step, and other servers have other ones.
+        # When its user was last heard of, here or as another server wrote it down, and whether that is still
+        # to be written down. By time.monotonic: a wall clock may step, and other servers have other ones.
         self.heard_at = time.monotonic()
         self.unwritten = False
         # The password that the set of this id started with, should its Secret be deleted by hand.
@@ -1351,21 +1373,22 @@ class Database:
         if owner[1] != client:
             raise ApiError(403, "this user_id belongs to another client")
         if owner[0] != user_id:
-            raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
+            raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another "
+                                "user_id")
 
     def leaving(self) -> bool:
         """Tell whether some object of the set is being deleted."""
         return any(item.leaving for item in self.objects.values())
 
     def credentials(self) -> tuple[str, str] | None:
-        """Return the set's id and password, from its Secret or from memory, or None if it has none that can be had."""
+        """Return the set's id and password, from its Secret or from memory, or None if none can be had."""
         if secret := self.objects.get("Secret"):
             return secret.set_id, secret.password
         started = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
         return self.remembered if started and self.remembered[1] else None
 
     def lacking(self) -> set[str]:
-        """Return the template's kinds that the set has not. A StatefulSet made from a template without a claim needs none."""
+        """Return the template's kinds that the set has not. A StatefulSet without a claim needs none."""
         unclaimed = "StatefulSet" in self.objects and not self.objects["StatefulSet"].claims
         return set(self.kinds) - self.objects.keys() - ({"PersistentVolumeClaim"} if unclaimed else set())
 
@@ -1375,15 +1398,18 @@ class Database:
         return [kind for kind, item in self.objects.items() if item.set_id != set_id]
 
     def last_beat(self) -> str | None:
-        """Return the time of the last heart beat (RFC 3339), as written down if it was; None of a database that is kept."""
+        """Return the time of the last heart beat (RFC 3339), or None of a database that is kept."""
         if "StatefulSet" not in self.objects:
             return None
         written = self.objects["StatefulSet"].last_beat
-        return written if is_time(written) and not self.unwritten else rfc3339(time.time() - time.monotonic() + self.heard_at)
+        if is_time(written) and not self.unwritten:
+            return written
+        return rfc3339(time.time() - time.monotonic() + self.heard_at)
 
     def kept(self) -> bool:
-        """Tell whether all that is left is what the sweep leaves: a claim, with its data, and its password."""
-        return "StatefulSet" not in self.objects and "PersistentVolumeClaim" in self.objects and not self.leaving()
+        """Tell whether all that is left is what the sweep leaves: a claim, with its data and password."""
+        found = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
+        return found == {"PersistentVolumeClaim"} and not self.leaving()
 
     def status(self) -> str:
         """Return ready, starting or absent."""
@@ -1398,7 +1424,7 @@ class Database:
 
 
 class Work:
-    """Something under way with a database; whoever waits for it holds on to it, and sees what became of it."""
+    """Something under way with a database; whoever waits for it holds on to it, and sees what comes of it."""
 
     def __init__(self, database: Database, owner: tuple[str, str], group: Group) -> None:
         self.database, self.owner, self.group = database, owner, group
@@ -1409,11 +1435,13 @@ class Work:
 class Group:
     """Does the work of everyone who waits in one go, like a database's group commit.
 
-    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`, after it
-    has waited for company for a moment. `do` notes what fails with the work that failed; what it raises fails for all.
+    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`, after
+    it has waited for company for a moment. `do` notes what fails with the work that failed; what it raises
+    fails for all.
     """
 
-    def __init__(self, cluster: Cluster, do: Callable[[list[Work]], None], size: int, workers: int = 1) -> None:
+    def __init__(self, cluster: Cluster, do: Callable[[list[Work]], None], size: int,
+                 workers: int = 1) -> None:
         self.cluster, self.do, self.size = cluster, do, size
         self.waiting: list[Work] = []
         self.submitted = threading.Condition(cluster.lock)
@@ -1461,8 +1489,8 @@ class Group:
 class Cluster:
     """The databases in one namespace: observed by three watches, changed by groups of kubectl."""
 
-    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int, max_databases_per_client: int,
-                 idle_timeout: float, sweep_interval: float) -> None:
+    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int,
+                 max_databases_per_client: int, idle_timeout: float, sweep_interval: float) -> None:
         self.kubectl, self.template, self.kinds = kubectl, template, template.kinds
         # StatefulSets first, for deleting: what is running ends before its password goes.
         self.resources = ",".join(KINDS[kind] for kind in reversed(self.kinds))
@@ -1470,7 +1498,7 @@ class Cluster:
         self.max_databases, self.max_databases_per_client = max_databases, max_databases_per_client
         self.lock = threading.RLock()
         self.databases: dict[str, Database] = {}
-        # Why each kind is not being watched and the template was not found good, of REASONS; empty when it is.
+        # Why each kind is not watched and the template was not found good, of REASONS; empty when it is.
         self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
         self.unknown = set(self.troubles)  # Those that never were good so far.
         self.early_beats: set[tuple[str, str]] = set()
@@ -1479,7 +1507,8 @@ class Cluster:
         self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
         self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
         self.sweeping = Group(self, self.sweep_group, SWEPT_PER_ROUND)
-        self.ending = (self.deleting, self.sweeping)  # create_db comes after them: what it asks for is there anew, or still.
+        # create_db comes after them: what it asks for is there anew, or still.
+        self.ending = (self.deleting, self.sweeping)
         self.keeping = Group(self, self.keep_group, GROUP_USERS)
         self.repairing = Group(self, self.repair_group, GROUP_USERS)
         self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
@@ -1499,7 +1528,7 @@ class Cluster:
     # -- what the API functions call
 
     def ready(self, user_id: str, client: str) -> dict[str, Any] | None:
-        """Return the user's data source if the database takes queries and nothing is under way with it. Raises ApiError."""
+        """Return the data source if the database takes queries and nothing is under way. Raises ApiError."""
         with self.lock:
             database = self.databases.get("mysql-" + slug(user_id))
             if database and self.observed():
@@ -1514,10 +1543,12 @@ class Cluster:
             work: Work | None = None
             for _ in turns:
                 # Why it was not ready when somebody else's time was up is no answer yet.
-                early = work and isinstance(work.failure, NotReady) and time.monotonic() < deadline - REASON_SECONDS
+                early = (work and isinstance(work.failure, NotReady)
+                         and time.monotonic() < deadline - REASON_SECONDS)
                 if work and work.failure and work.group not in self.ending and not early:
                     raise work.failure
-                if database.status() == "ready" and not (database.work and database.work.group in self.ending):
+                ends = database.work and database.work.group in self.ending
+                if database.status() == "ready" and not ends:
                     if work and work.done and work.group is self.keeping or not self.overdue(database):
                         return self.answer(database, (user_id, client))
                     if not database.work:
@@ -1528,7 +1559,7 @@ class Cluster:
             raise unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
 
     def delete(self, user_id: str, client: str, deadline: float) -> None:
-        """Delete the user's set of objects; return once the cluster has taken that on. Raises ApiError, by the deadline."""
+        """Delete the user's objects; return once the cluster took that on. Raises ApiError."""
         with self.attending(user_id, client, deadline) as (database, turns):
             work: Work | None = None
             for _ in turns:
@@ -1541,7 +1572,7 @@ class Cluster:
             raise unavailable("the cluster did not answer in time: ask again")
 
     def beat(self, user_id: str, client: str) -> str:
-        """Remember that the user was heard; return ready, starting, absent, or unknown while the cluster is."""
+        """Note that the user was heard; return ready, starting, absent, or unknown while the cluster is."""
         with self.lock:
             database = self.databases.get("mysql-" + slug(user_id))
             if database:
@@ -1554,13 +1585,15 @@ class Cluster:
             return database.status() if database else "absent"
 
     def databases_of(self, client: str, deadline: float) -> list[dict[str, Any]]:
-        """Return the client's databases, by user id. Raises ApiError 502 or 503 if the cluster is not known by the deadline."""
+        """Return the client's databases. Raises KubectlError if the cluster is not known by the deadline."""
         with self.lock:
             self.wait_known(self.kinds, deadline)
             owned = {owner[0]: database for database in self.databases.values()
                      if (owner := database.owner()) and owner[1] == client and not database.leaving()}
-            return [{"user_id": user_id, "status": database.status_or_kept(), "last_heart_beat": database.last_beat()}
-                    for user_id, database in sorted(owned.items()) if database.kept() or "StatefulSet" in database.objects]
+            return [{"user_id": user_id, "status": database.status_or_kept(),
+                     "last_heart_beat": database.last_beat()}
+                    for user_id, database in sorted(owned.items())
+                    if database.kept() or "StatefulSet" in database.objects]
 
     def status(self) -> str:
         """Return ok, or what is wrong with the cluster, in words fit for a client."""
@@ -1577,7 +1610,8 @@ class Cluster:
     # -- one user's database
 
     @contextlib.contextmanager
-    def attending(self, user_id: str, client: str, deadline: float) -> Iterator[tuple[Database, Iterator[None]]]:
+    def attending(self, user_id: str, client: str,
+                  deadline: float) -> Iterator[tuple[Database, Iterator[None]]]:
         """Hold the lock and a database's entry in the table; give the entry and its turns: see `turns`."""
         with self.lock:
             self.wait_known(self.kinds, deadline - REASON_SECONDS)
@@ -1591,12 +1625,13 @@ class Cluster:
                 self.forget(database)
 
     def turns(self, database: Database, user_id: str, client: str, deadline: float) -> Iterator[None]:
-        """Yield at once and whenever something may have changed, until the deadline. Raises ApiError 403 or 409."""
+        """Yield at once and when something may have changed, until the deadline. Raises ApiError."""
         while True:
             database.check(user_id, client)
             yield
             now = time.monotonic()
-            moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline) if moment > now]
+            moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline)
+                       if moment > now]
             if deadline <= now:
                 return
             database.changed.wait(min(moments) - now)
@@ -1611,7 +1646,8 @@ class Cluster:
         elif database.alien():
             self.repairing.submit(database, owner)
         elif any(item.stopped for item in objects.values()):
-            raise unavailable("the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
+            raise unavailable(
+                "the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
         elif database.lacking():
             self.wait_known(("template",), deadline - REASON_SECONDS)
             if not database.work:
@@ -1621,24 +1657,28 @@ class Cluster:
                 self.creating.submit(database, owner)
 
     def answer(self, database: Database, owner: tuple[str, str]) -> dict[str, Any]:
-        """Return what the owner of a ready database is told. Raises ApiError 409 if the password cannot be answered."""
+        """Return what the owner of a ready database is told. Raises ApiError 409 for a lost password."""
         password, host = database.objects["Secret"].password, database.objects["Service"].host
         if not password:
             raise replaced(database)
-        if not re.fullmatch(r"[0-9.]+", host):  # SQLFlow takes no IPv6 address, and a headless Service has none.
+        # SQLFlow takes no IPv6 address, and a headless Service has none.
+        if not re.fullmatch(r"[0-9.]+", host):
             host = f"{database.name}.{self.kubectl.namespace}.svc"
         database.hear()
         anew, database.note_for = database.note_for == owner, None
-        return {"user_id": owner[0], "data_source": f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0",
+        source = f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0"
+        return {"user_id": owner[0], "data_source": source,
                 **({"note": REMADE} if anew else {})}
 
     def check_quota(self, client: str) -> None:
         """Raise ApiError 429 if one more database would be too many."""
-        owners = [owner[1] for database in self.databases.values() if not database.leaving() and (owner := database.owner())]
+        owners = [owner[1] for database in self.databases.values()
+                  if not database.leaving() and (owner := database.owner())]
         for limit, count, whose in ((self.max_databases, len(owners), "this playground"),
                                     (self.max_databases_per_client, owners.count(client), "one client")):
             if 0 < limit <= count:
-                raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask the maintainer for more",
+                raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask "
+                                    "the maintainer for more",
                                Retry_After="60")
 
     def forget(self, database: Database) -> None:
@@ -1651,7 +1691,7 @@ class Cluster:
         return self.unknown <= {"template"}
 
     def wait_known(self, what: Iterable[str], deadline: float) -> None:
-        """Wait for the first listings of kinds, or the template's check. Raises ApiError 502 or 503 when they fail, at once."""
+        """Wait for the first listings of kinds, or the template's check. Raises KubectlError if they fail."""
         while unknown := self.unknown.intersection(what):
             trouble, remaining = self.trouble(unknown), deadline - time.monotonic()
             if trouble != "starting" or remaining <= 0:
@@ -1659,8 +1699,9 @@ class Cluster:
             self.synchronised.wait(remaining)
 
     def trouble(self, what: Iterable[str]) -> str:
-        """Return a trouble, of REASONS, rather one that was met than one not looked for yet; empty if there is none."""
-        return max((self.troubles[one] for one in what), key=lambda trouble: (trouble not in ("", "starting"), trouble))
+        """Return a trouble, of REASONS, rather one that was met than "starting"; empty if there is none."""
+        return max((self.troubles[one] for one in what),
+                   key=lambda trouble: (trouble not in ("", "starting"), trouble))
 
     def report(self, what: str, trouble: str) -> None:
         """Note how a kind's watch or the template's check goes."""
@@ -1672,7 +1713,7 @@ class Cluster:
     # -- watching (Kubernetes API Concepts, "Efficient detection of changes")
 
     def watch(self, kind: str) -> NoReturn:
-        """Keep one kind's table what the cluster holds, as a thread: list, then watch from there, and on from there."""
+        """Keep one kind's table what the cluster holds, as a thread: list, then watch on from there."""
         version, pause, troubled = "", WATCH_PAUSES_SECONDS[0], False
         while True:
             started = time.monotonic()
@@ -1683,7 +1724,8 @@ class Cluster:
                     self.kubectl("get", "--raw", f"{self.listing(kind)}&limit=1")
                 troubled = False
                 self.report(kind, "")
-                options = f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}"
+                options = (f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true"
+                           f"&timeoutSeconds={WATCH_SECONDS}")
                 for line in self.kubectl.lines("get", "--raw", self.listing(kind) + options,
                                                seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
                     version = self.take_event(line)
@@ -1709,7 +1751,7 @@ class Cluster:
         return f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
 
     def take_listing(self, kind: str) -> str:
-        """Take what the cluster holds of a kind in place of what was known before; return its resourceVersion."""
+        """Take what the cluster holds of a kind in place of what was known; return its resourceVersion."""
         known = self.known(self.databases.values())
         items: list[dict[str, Any]] = []
         more = ""
@@ -1725,7 +1767,7 @@ class Cluster:
         return str(metadata["resourceVersion"])
 
     def take_event(self, line: bytes) -> str:
-        """Take a line of a watch; return the resourceVersion to go on from. Raises KubectlError if it has none."""
+        """Take a line of a watch; return the version to go on from. Raises KubectlError if it has none."""
         event = json.loads(line)
         if event["type"] == "ERROR":
             if event["object"].get("code") == 410:  # The version is no longer in the server's history.
@@ -1748,10 +1790,12 @@ class Cluster:
                 if before is now or (before.uid, before.last_beat) != (now.uid, now.last_beat):
                     database.heard_at = time.monotonic()  # Made, or written down by another server, just now.
                     if kind == "StatefulSet" and not is_time(now.last_beat):
-                        log.warning(logfmt("heart_beat", user=now.user_id, client=now.client, last_beat=now.last_beat[:80],
+                        log.warning(logfmt("heart_beat", user=now.user_id, client=now.client,
+                                           last_beat=now.last_beat[:80],
                                            reason="it is no time in RFC 3339, and is taken for now"))
                 # What was deleted from here stays so; a watch may show it alive for a moment.
-                database.objects[kind] = now._replace(leaving=now.leaving or before.leaving and before.uid == now.uid)
+                leaving = now.leaving or before.leaving and before.uid == now.uid
+                database.objects[kind] = now._replace(leaving=leaving)
                 if now.password:
                     database.remembered = now.set_id, now.password
             elif before.uid == now.uid:
@@ -1764,8 +1808,9 @@ class Cluster:
         with self.lock:
             return {database: dict(database.objects) for database in databases}
 
-    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]], kinds: Iterable[str] = ()) -> None:
-        """Take a listing of these databases and kinds in place of what was known before; what the watches showed since is newer."""
+    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]],
+             kinds: Iterable[str] = ()) -> None:
+        """Take a listing in place of what was known before; what the watches showed since is newer."""
         with self.lock:
             found = {(item["metadata"]["name"], item["kind"]): item for item in items}
             for database, before in known.items():
@@ -1784,10 +1829,10 @@ class Cluster:
     # -- groups: one kubectl for all who wait
 
     def create_group(self, group: list[Work]) -> None:
-        """Create what these users' sets lack with one kubectl, and note what fails with the work that it fails.
+        """Create what these users' sets lack with one kubectl, and note what fails with its work.
 
-        Of several servers that create for one user at once, the one whose Secret the cluster takes decides: what others
-        made is alien to that Secret, is answered by nobody, and makes room again in `repair_group`.
+        Of several servers that create for one user at once, the one whose Secret the cluster takes decides:
+        what others made is alien to that Secret, is answered by nobody, and makes room in `repair_group`.
         """
         wanted: list[tuple[Work, dict[str, Any]]] = []
         passwords = []
@@ -1799,18 +1844,21 @@ class Cluster:
                           "set": set_id, "password": password, "now": rfc3339(time.time())}
                 database.made = database.lacking()
                 passwords.append(password)
-                wanted += [(work, item) for item in self.template.fill(values) if item["kind"] in database.made]
+                wanted += [(work, item) for item in self.template.fill(values)
+                           if item["kind"] in database.made]
         if not wanted:
             return
         self.kubectl.post(lambda: metrics.add("creations_grouped", len(group)))
         manifest = listed([item for _, item in wanted])
         try:
-            self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest, hide=passwords)
+            self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest,
+                         hide=passwords)
             return
         except KubectlError as error:
             printed = set(error.printed.decode().split())
             # kubectl prints the objects that it made and, in the order of the rest, an error for each.
-            failed = [(work, item) for work, item in wanted if f"{KINDS[item['kind']]}/{work.database.name}" not in printed]
+            failed = [(work, item) for work, item in wanted
+                      if f"{KINDS[item['kind']]}/{work.database.name}" not in printed]
             errors = error.each(len(failed))
         taken: list[Work] = []
         for (work, _), failure in zip(failed, errors):
@@ -1830,7 +1878,7 @@ class Cluster:
                 self.remove(useless)
 
     def read(self, group: list[Work]) -> None:
-        """Read these users' objects by their names. One that is there without our labels fails its work. Raises KubectlError."""
+        """Read these users' objects by name; one without our labels fails its work. Raises KubectlError."""
         if not group:
             return
         known = self.known(work.database for work in group)
@@ -1844,39 +1892,45 @@ class Cluster:
             foreign = {item["metadata"]["name"]: item["kind"] for item in items if item not in ours}
             for work in group:
                 if kind := foreign.get(work.database.name):
-                    work.failure = ApiError(409, f"the cluster has a {kind} {work.database.name} without this playground's labels: use "
-                                            "another user_id, or ask the maintainer to rename it, or to label it again if it was ours")
+                    work.failure = ApiError(409, f"the cluster has a {kind} {work.database.name} without "
+                                                 "this playground's labels: use another user_id, or ask "
+                                                 "the maintainer to rename it, or to label it again if it "
+                                                 "was ours")
 
     def repair_group(self, group: list[Work]) -> None:
-        """Delete, by uid, what was not made for the Secret that is there: nobody knows the password that it started with."""
+        """Delete, by uid, what was not made for the Secret that is there: nobody knows its password."""
         self.read(group)  # The three watches may show different moments.
         for work in group:
             with self.lock:
                 lost = {kind: work.database.objects[kind] for kind in work.database.alien()}
                 secret = work.database.objects.get("Secret")
-                # Beside a Secret, two servers' creating and deleting crossed, which takes no longer than one kubectl; or
-                # somebody replaced the Secret, and the data is in use.
-                if secret and any(time.time() - item.created > KUBECTL_SECONDS for kind, item in lost.items() if kind != "Service"):
+                # Beside a Secret, two servers' creating and deleting crossed, which takes no longer than one
+                # kubectl; or somebody replaced the Secret, and the data is in use.
+                if secret and any(time.time() - item.created > KUBECTL_SECONDS
+                                  for kind, item in lost.items() if kind != "Service"):
                     work.failure = work.failure or replaced(work.database)
                 elif "PersistentVolumeClaim" in lost and not secret:
                     work.failure = work.failure or ApiError(
-                        409, f"the Secret {work.database.name} was deleted, and the password of this user's data with it: the maintainer "
-                        "can put it back; delete_db gives the data up")
+                        409, f"the Secret {work.database.name} was deleted, and the password of this user's "
+                             "data with it: the maintainer can put it back; delete_db gives the data up")
             try:
                 for kind, item in lost.items() if not work.failure else ():
-                    log.warning(logfmt("repair", user=item.user_id, client=item.client, deletes=f"{KINDS[kind]}/{work.database.name}",
-                                       uid=item.uid, reason="not made for the Secret that is there; any data in it is gone"))
-                    if not item.leaving and self.delete_one(work.database, kind, item) and kind == "StatefulSet":
+                    log.warning(logfmt("repair", user=item.user_id, client=item.client,
+                                       deletes=f"{KINDS[kind]}/{work.database.name}", uid=item.uid, reason=
+                                       "not made for the Secret that is there; any data in it is gone"))
+                    deleted = not item.leaving and self.delete_one(work.database, kind, item)
+                    if deleted and kind == "StatefulSet":
                         work.database.note_for = item.user_id, item.client
             except KubectlError as error:
                 work.failure = error
 
     def delete_one(self, database: Database, kind: str, item: Seen, **preconditions: str) -> bool:
-        """Delete an object unless it has become another one; return whether it was there. Raises KubectlError."""
+        """Delete an object unless it is another one; return whether it was there. Raises KubectlError."""
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
                    "preconditions": {"uid": item.uid, **preconditions}}
         try:
-            self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-", stdin=json.dumps(options).encode())
+            self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-",
+                         stdin=json.dumps(options).encode())
         except KubectlError as error:
             if error.reason not in ("not found", "conflict"):
                 raise
@@ -1893,9 +1947,10 @@ class Cluster:
             database.changed.notify_all()
 
     def delete_group(self, group: list[Work]) -> None:
-        """Delete many users' databases. The table may be late: whose they are, and that there are none, is read afresh."""
+        """Delete many users' databases. The table may be late: whose they are is read afresh."""
         known = self.known(work.database for work in group)
-        self.take(known, json.loads(self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json"))["items"])
+        answer = self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json")
+        self.take(known, json.loads(answer)["items"])
         # What the watches know and the selector did not find has gone, or its label for the user was edited.
         self.read([work for work in group if known[work.database].keys() > work.database.objects.keys()])
         with self.lock:
@@ -1908,14 +1963,16 @@ class Cluster:
         self.remove([work for work in group if not work.failure and work.database.objects])
 
     def remove(self, group: list[Work]) -> None:
-        """Delete many users' objects that carry our labels, StatefulSets first, with one kubectl. Raises KubectlError."""
+        """Delete many users' objects that carry our labels with one kubectl. Raises KubectlError."""
         if not group:
             return
         known = self.known(work.database for work in group)
-        deleted = set(self.kubectl("delete", self.resources, "-l", in_users(group), "--wait=false", "--ignore-not-found",
+        deleted = set(self.kubectl("delete", self.resources, "-l", in_users(group), "--wait=false",
+                                   "--ignore-not-found",
                                    "-o", "name").decode().split())
         for database, objects in known.items():
-            found = {kind: item for kind, item in objects.items() if f"{KINDS[kind]}/{database.name}" in deleted}
+            found = {kind: item for kind, item in objects.items()
+                     if f"{KINDS[kind]}/{database.name}" in deleted}
             self.mark_leaving(database, {kind: item.uid for kind, item in found.items()})
             for kind, item in objects.items() - found.items():
                 self.delete_one(database, kind, item)
@@ -1941,7 +1998,8 @@ class Cluster:
                 if database.owner() in self.early_beats:
                     database.hear()
             self.early_beats.clear()
-            heard = [database for database in self.databases.values() if database.unwritten and "StatefulSet" in database.objects]
+            heard = [database for database in self.databases.values()
+                     if database.unwritten and "StatefulSet" in database.objects]
         if not self.write(heard):
             self.beats_written_at = time.time()
 
@@ -1950,8 +2008,10 @@ class Cluster:
         failure: KubectlError | None = None
         beat = f"{LAST_BEAT}={rfc3339(time.time())}"
         for start in range(0, len(heard), BEATS_PER_KUBECTL):
-            group = {f"{KINDS['StatefulSet']}/{database.name}": database for database in heard[start:start + BEATS_PER_KUBECTL]}
-            manifest = listed([{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": database.name}}
+            group = {f"{KINDS['StatefulSet']}/{database.name}": database
+                     for database in heard[start:start + BEATS_PER_KUBECTL]}
+            manifest = listed([{"apiVersion": "apps/v1", "kind": "StatefulSet",
+                                "metadata": {"name": database.name}}
                                for database in group.values()])
             for database in group.values():
                 database.unwritten = False  # What is heard from here on is the next round's.
@@ -1966,13 +2026,13 @@ class Cluster:
         return failure
 
     def overdue(self, database: Database) -> bool:
-        """Tell whether another server may be about to sweep a database: by what is written, its user has been idle for too long."""
+        """Tell whether another server may be about to sweep a database: by what is written, it is idle."""
         written = database.objects["StatefulSet"].last_beat
         return bool(self.idle_timeout) and is_time(written) and (
             time.time() - calendar.timegm(time.strptime(written, RFC_3339)) > self.idle_timeout)
 
     def keep_group(self, group: list[Work]) -> None:
-        """Write down that the users of overdue databases are back: other servers may sweep these until then."""
+        """Write down that the users of overdue databases are back, which until then others may sweep."""
         with self.lock:
             for work in group:
                 work.database.hear()
@@ -1981,7 +2041,7 @@ class Cluster:
         self.read(group)  # What was swept before it has gone.
 
     def idle(self, database: Database) -> dict[str, Seen]:
-        """Return what is to be deleted of a database whose user has not been heard of for too long, on any server."""
+        """Return what is to be deleted of a database whose user has not been heard of for too long."""
         # Two rounds more: in one the other server writes its beat, and in one this server sees it.
         limit = self.idle_timeout + 2 * self.sweep_interval
         if not self.idle_timeout or database.waiting or time.monotonic() - database.heard_at <= limit:
@@ -1989,13 +2049,16 @@ class Cluster:
         kept = {kind for kind, item in database.objects.items() if item.keep}
         # A claim's password stays with it, also one that was made from a template without a claim.
         kept |= {"Secret"} if "PersistentVolumeClaim" in kept else set()
-        return {kind: item for kind, item in database.objects.items() if kind not in kept and not item.leaving}
+        return {kind: item for kind, item in database.objects.items()
+                if kind not in kept and not item.leaving}
 
     def submit_idle(self) -> None:
         """Have databases deleted that are idle, and what is left of half-made ones."""
         with self.lock:
-            idle = [database for database in self.databases.values() if not database.work and self.idle(database)]
-            for database in random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):  # Not always the same first, should they fail.
+            idle = [database for database in self.databases.values()
+                    if not database.work and self.idle(database)]
+            # Not always the same first, should they fail.
+            for database in random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
                 self.sweeping.submit(database, database.owner() or ("", ""))
 
     def sweep_group(self, group: list[Work]) -> None:
@@ -2007,14 +2070,16 @@ class Cluster:
             # A beat that is written from here on changes the version, and saves its database.
             stateful_set = doomed.pop("StatefulSet", None)
             with contextlib.suppress(KubectlError):  # It is in the log, and the next round tries again.
-                if stateful_set and not self.delete_one(work.database, "StatefulSet", stateful_set, resourceVersion=stateful_set.version):
+                if stateful_set and not self.delete_one(work.database, "StatefulSet", stateful_set,
+                                                        resourceVersion=stateful_set.version):
                     continue
                 for kind, item in doomed.items():
                     self.delete_one(work.database, kind, item)
                 if stateful_set or doomed:
                     user_id, client = work.owner
                     self.kubectl.post(lambda: metrics.add("databases_swept_total"))
-                    log.info(logfmt("sweep", user=user_id, client=client, last_beat=stateful_set.last_beat if stateful_set else "-"))
+                    log.info(logfmt("sweep", user=user_id, client=client,
+                                    last_beat=stateful_set.last_beat if stateful_set else "-"))
 
     def explain_group(self, group: list[Work]) -> None:
         """Find out why these users' databases are not ready, with one read of pods and one of events."""
@@ -2027,22 +2092,28 @@ class Cluster:
             return items
         with contextlib.suppress(KubectlError, ValueError, LookupError):
             for pod in get(f"pods?labelSelector={urllib.parse.quote(in_users(group))}"):
-                reasons["mysql-" + pod["metadata"]["labels"][USER]] = NotReady(503, pod_reason(pod), Retry_After="10")
+                name = "mysql-" + pod["metadata"]["labels"][USER]
+                reasons[name] = NotReady(503, pod_reason(pod), Retry_After="10")
             if len(reasons) < len(group):
-                for event in get("events?fieldSelector=involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"):
+                chosen = "involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"
+                for event in get(f"events?fieldSelector={chosen}"):
                     if re.search("try again|being deleted", event.get("message", "")):
-                        continue  # An old pod of that name has not gone yet; Kubernetes tries again by itself.
-                    quota = "exceeded quota" in event.get("message", "")
-                    reasons[event["involvedObject"]["uid"]] = NotReady(429, REASONS["quota"][1], Retry_After="60") if quota else NotReady(
-                        503, "the cluster refuses the database's pod: its maintainer finds why with kubectl get events", Retry_After="30")
+                        # An old pod of that name has not gone yet; Kubernetes tries again by itself.
+                        continue
+                    if "exceeded quota" in event.get("message", ""):
+                        reason = NotReady(429, REASONS["quota"][1], Retry_After="60")
+                    else:
+                        reason = NotReady(503, "the cluster refuses the database's pod: its maintainer finds "
+                                               "why with kubectl get events", Retry_After="30")
+                    reasons[event["involvedObject"]["uid"]] = reason
         for work in group:
             database, uids = work.database, [item.uid for item in work.database.objects.values()]
-            going = "the old database has not gone yet" if database.leaving() else "the database is not ready yet"
-            unknown = NotReady(503, f"{going}: ask again, the creation goes on", Retry_After="2")
+            going = "old database has not gone yet" if database.leaving() else "database is not ready yet"
+            unknown = NotReady(503, f"the {going}: ask again, the creation goes on", Retry_After="2")
             work.failure = next((reasons[key] for key in (database.name, *uids) if key in reasons), unknown)
 
     def check_template(self) -> None:
-        """Have the API server validate the template once: a misspelt field passes in create_group, which skips that for speed."""
+        """Have the API server validate the template once: create_group skips that for speed."""
         with self.lock:
             self.synchronised.wait_for(self.observed)
         manifest = listed(self.template.fill({**EXAMPLE, "now": rfc3339(0)}))
@@ -2051,15 +2122,16 @@ class Cluster:
                 self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true", stdin=manifest)
                 self.report("template", "")
             except KubectlError as error:
-                # A right or room that is lacking may come, and each create_db tells; a wrong template stays wrong.
+                # A right or room may come, and each create_db tells; a wrong template stays wrong.
                 passing = error.reason in ("quota", "forbidden", "exists")
-                self.report("template", "" if passing else "template" if error.reason == "invalid" else error.reason)
+                self.report("template",
+                            "" if passing else "template" if error.reason == "invalid" else error.reason)
                 log.error(logfmt("template", path=self.template.path, error=error))
                 time.sleep(WATCH_SECONDS if error.reason == "invalid" else WATCH_PAUSES_SECONDS[1])
 
 
 def read_page(page: bytes) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """Return a listing's metadata and its items, each parsed when its turn comes: all at once would stop the loop.
+    """Return a listing's metadata and its items, each parsed in its turn: all at once would stop the loop.
 
     json.loads holds Python's lock until it is done, 30 ms for a page of large objects.
     """
@@ -2101,31 +2173,40 @@ def decoded(data: str) -> str:
 
 def replaced(database: Database) -> ApiError:
     """Return the 409 for a Secret that is not the one that the database started with."""
-    return ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have another password: put the old one "
-                    "back, or delete_db and create_db make the database anew, without its data")
+    return ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have another "
+                         "password: put the old one back, or delete_db and create_db make the database anew, "
+                         "without its data")
 
 
 def pod_reason(pod: dict[str, Any]) -> str:
     """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
     if "deletionTimestamp" in pod["metadata"]:
-        return "the database's old pod does not go (Terminating): ask again; if it stays, its maintainer finds why with kubectl describe"
+        return ("the database's old pod does not go (Terminating): ask again; if it stays, its maintainer "
+                "finds why with kubectl describe")
     status = pod.get("status", {})
-    reasons = [condition.get("reason", "") for condition in status.get("conditions", []) if condition["type"] == "PodScheduled"]
-    reasons += [container.get("state", {}).get("waiting", {}).get("reason", "") for container in status.get("containerStatuses", [])]
-    reason = next((reason for reason in reasons if reason not in ("", "ContainerCreating", "PodInitializing")), "")
+    reasons = [condition.get("reason", "")
+               for condition in status.get("conditions", []) if condition["type"] == "PodScheduled"]
+    reasons += [container.get("state", {}).get("waiting", {}).get("reason", "")
+                for container in status.get("containerStatuses", [])]
+    reason = next((reason for reason in reasons
+                   if reason not in ("", "ContainerCreating", "PodInitializing")), "")
     if reason == "Unschedulable":
-        return "the database is not ready, since no node of the cluster has room for it (Unschedulable): ask again later"
+        return ("the database is not ready, since no node of the cluster has room for it (Unschedulable): "
+                "ask again later")
     if reason:
-        return f"the database is not ready, since its container does not start ({reason}): its maintainer finds why with kubectl describe"
+        return (f"the database is not ready, since its container does not start ({reason}): its maintainer "
+                "finds why with kubectl describe")
     return "the database is starting: ask again, its creation goes on"
+
 
 # ---- Templates ----------------------------------------------------------------------------------------
 
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
 # Values no user can have, with which a template is tried.
-EXAMPLE = {"name": "mysql-example--000000000000", "slug": "example--000000000000", "user_id": "an example", "client": "a client",
-           "set": "0" * 16, "password": "0" * 32, "now": "a time"}
+EXAMPLE = {"name": "mysql-example--000000000000", "slug": "example--000000000000",
+           "user_id": "an example", "client": "a client", "set": "0" * 16, "password": "0" * 32,
+           "now": "a time"}
 
 
 def lacks(expected: dict[str, Any], found: Any, path: str = "") -> Iterator[str]:
@@ -2146,35 +2227,41 @@ class Template:
         self.path = path
         try:
             with open(path, encoding="utf-8") as file:
-                self.objects: list[dict[str, Any]] = [item for item in yaml.safe_load_all(file) if item is not None]
+                documents = yaml.safe_load_all(file)
+                self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
         kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
         self.kinds = [kind for kind in KINDS if kind in kinds]
         if sorted(map(str, kinds)) not in (sorted(KINDS), sorted(KINDS.keys() - {"PersistentVolumeClaim"})):
-            raise ValueError("must hold one Secret, one Service, one StatefulSet, at most one PersistentVolumeClaim and nothing else, "
-                             f"but holds {', '.join(map(str, kinds)) or 'nothing'}")
+            raise ValueError("must hold one Secret, one Service, one StatefulSet, at most one "
+                             "PersistentVolumeClaim and nothing else, but holds "
+                             f"{', '.join(map(str, kinds)) or 'nothing'}")
         self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
         labels = {**OURS, USER: "${slug}"}
-        metadata = {"name": "${name}", "labels": labels, "annotations": {USER_ID: "${user_id}", CLIENT: "${client}", SET: "${set}"}}
+        metadata = {"name": "${name}", "labels": labels,
+                    "annotations": {USER_ID: "${user_id}", CLIENT: "${client}", SET: "${set}"}}
         kept = {"metadata": {"annotations": {KEEP: "true"}}} if "PersistentVolumeClaim" in kinds else {}
         more: dict[str, Any] = {
             "Secret": {"stringData": {"password": "${password}"}, **kept}, "PersistentVolumeClaim": kept,
             "Service": {"spec": {"selector": labels}},
             "StatefulSet": {"metadata": {"annotations": {LAST_BEAT: "${now}"}},
-                            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}}}}}
+                            "spec": {"selector": {"matchLabels": labels},
+                                     "template": {"metadata": {"labels": labels}}}}}
         for item in self.objects:
             for lack in (*lacks({"metadata": metadata}, item), *lacks(more[item["kind"]], item)):
                 raise ValueError(f"lacks in its {item['kind']}: {lack}")
         try:
             json.dumps(self.fill(EXAMPLE), allow_nan=False)
         except KeyError as error:
-            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are {', '.join(EXAMPLE)}") from error
+            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are "
+                             f"{', '.join(EXAMPLE)}") from error
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"has a value that JSON does not know, such as a date without quotes: {error}") from error
+            raise ValueError(
+                f"has a value that JSON does not know, such as a date without quotes: {error}") from error
 
     def fill(self, values: dict[str, str]) -> list[dict[str, Any]]:
-        """Return the objects with their placeholders filled in. Raises KeyError for one that is not among the values."""
+        """Return the objects with their placeholders filled in. Raises KeyError for an unknown one."""
         def filled(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: filled(inner) for key, inner in value.items()}
@@ -2184,31 +2271,39 @@ class Template:
         objects: list[dict[str, Any]] = filled(self.objects)
         return objects
 
+
 # ---- kubectl ------------------------------------------------------------------------------------------
 
 # Reasons for which kubectl fails: how its words show it (the first that fits), and what a client is
 # told. kubectl's own words go to the log only.
 REASONS: dict[str, tuple[str, str, int]] = {
-    "quota": (r"exceeded quota", "the cluster's quota is used up: ask again when others have left, or ask the "
-              "maintainer for more", 429),
+    "quota": (r"exceeded quota",
+              "the cluster's quota is used up: ask again when others have left, or ask the maintainer for "
+              "more", 429),
     "exists": (r"\(AlreadyExists\)", "the object exists already", 409),
-    "ending": (r"because it is being terminated", "the server's namespace is being deleted from the cluster: its "
-               "maintainer must create it anew", 502),
-    "cut": (r"unexpected EOF|GOAWAY|connection lost", "the connection to the cluster was cut: ask again", 503),
-    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|TLS handshake "
-                    r"timeout|deadline exceeded|no such host|no route to host|connection reset|: EOF|stream error|"
+    "ending": (r"because it is being terminated",
+               "the server's namespace is being deleted from the cluster: its maintainer must create it anew",
+               502),
+    "cut": (r"unexpected EOF|GOAWAY|connection lost",
+            "the connection to the cluster was cut: ask again", 503),
+    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|"
+                    r"TLS handshake timeout|deadline exceeded|no such host|no route to host|connection reset|"
+                    r": EOF|stream error|"
                     r"x509:|failed to download openapi|unable to handle the request|"
                     r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
                     "the cluster does not answer: ask again", 503),
     "invalid": (r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
-                "the cluster refuses the database's objects as invalid: its maintainer must correct the template", 502),
-    "forbidden": (r"\((Forbidden|Unauthorized)\)|must be logged in", "this server lacks a right in the cluster: "
-                  "its maintainer must grant it", 502),
-    "not found": (r"\(NotFound\)", "the server's namespace is not in the cluster: its maintainer must create it", 502),
+                "the cluster refuses the database's objects as invalid: its maintainer must correct the "
+                "template", 502),
+    "forbidden": (r"\((Forbidden|Unauthorized)\)|must be logged in",
+                  "this server lacks a right in the cluster: its maintainer must grant it", 502),
+    "not found": (r"\(NotFound\)",
+                  "the server's namespace is not in the cluster: its maintainer must create it", 502),
     "conflict": (r"\(Conflict\)", "the object was changed meanwhile: ask again", 503),
     "expired": (r"\((Expired|Gone)\)", "the cluster's history is being read anew: ask again", 503),
     "starting": (r"(?!)", "this server does not know the cluster yet: ask again", 503),
-    "template": (r"(?!)", "the cluster refuses this server's template: its maintainer must correct it, and start the "
+    "template": (r"(?!)",
+                 "the cluster refuses this server's template: its maintainer must correct it, and start the "
                  "server again", 502),
     "timeout": (r"(?!)", "the cluster does not answer in time: ask again", 503),
     "missing": (r"(?!)", "this server cannot run kubectl: its maintainer must see to it", 503),
@@ -2217,7 +2312,7 @@ REASONS: dict[str, tuple[str, str, int]] = {
 
 
 class KubectlError(Exception):
-    """A kubectl that failed: the reason, one of REASONS; its own words, for the log only; what it had printed."""
+    """A kubectl that failed: why, of REASONS; its own words, for the log only; what it had printed."""
 
     def __init__(self, reason: str, words: str = "", printed: bytes = b"") -> None:
         super().__init__(words or reason)
@@ -2225,7 +2320,8 @@ class KubectlError(Exception):
 
     def each(self, count: int) -> list[KubectlError]:
         """Return an error for each of so many objects that kubectl could not create, in their order."""
-        parts = [part for part in re.split(r"^(?=Error from server|error: |The \w+ \")", self.words, flags=re.M)
+        starts = r"^(?=Error from server|error: |The \w+ \")"
+        parts = [part for part in re.split(starts, self.words, flags=re.M)
                  if part.startswith(("Error from server", "error: ", "The "))]
         if len(parts) == count:
             return [KubectlError(why(part), part) for part in parts]
@@ -2272,7 +2368,8 @@ class Kubectl:
             *lines, rest = (rest + data).split(b"\n")
             yield from lines
 
-    def stream(self, arguments: Sequence[str], stdin: bytes, seconds: float, hide: Sequence[str]) -> Iterator[bytes]:
+    def stream(self, arguments: Sequence[str], stdin: bytes, seconds: float,
+               hide: Sequence[str]) -> Iterator[bytes]:
         """Run kubectl and yield what it prints, as it comes. Every kubectl of this server runs here.
 
         `seconds` is its time limit and `hide` the passwords that its words must not show. Raises
@@ -2280,7 +2377,8 @@ class Kubectl:
         """
         started, outcome, said = time.monotonic(), "ok", ""
         try:
-            with memory_file(stdin) as given, memory_file() as words, self.start(arguments, given, words) as process:
+            with memory_file(stdin) as given, memory_file() as words, \
+                    self.start(arguments, given, words) as process:
                 try:
                     assert process.stdout
                     poll = select.poll()
@@ -2308,13 +2406,14 @@ class Kubectl:
         except (OSError, RuntimeError) as error:  # No process, file or memory to be had.
             outcome, said = "missing", str(error)
         said, taken = strike_out(said, hide), time.monotonic() - started
-        target, _, query = next((argument for argument in arguments[1:] if argument[0] != "-" and argument != "name"),
-                                "-").partition("?")
+        named = (argument for argument in arguments[1:] if argument[0] != "-" and argument != "name")
+        target, _, query = next(named, "-").partition("?")
         verb = "watch" if "&watch=1" in query else arguments[0]
         self.post(lambda: metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome))
         expected = self.stopped or outcome in ("ok", "exists", "not found", "conflict")
         log.log(logging.INFO if expected else logging.WARNING, logfmt(
-            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000, **({"said": said} if said else {})))
+            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000,
+            **({"said": said} if said else {})))
         if outcome != "ok":
             raise KubectlError(outcome, said)
 
@@ -2325,12 +2424,13 @@ class Kubectl:
             if self.stopped:
                 raise OSError("this server is stopping")
             # A group of its own, so that it ends together with the credential helpers it may start.
-            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=words, start_new_session=True)
+            process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=words,
+                                       start_new_session=True)
             self.running[process.pid] = process
             return process
 
     def reap(self) -> None:
-        """As the first process of a container, bury what was left to us; what is ours is waited for elsewhere."""
+        """As a container's first process, bury what was left to us; what is ours is waited for elsewhere."""
         with self.lock, contextlib.suppress(ChildProcessError):
             while os.getpid() == 1 and (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
                 if dead.si_pid in self.running:
@@ -2348,14 +2448,15 @@ class Kubectl:
 def memory_file(content: bytes = b"") -> IO[bytes]:
     """Return an open file without a name, in memory where the system has that: passwords are on no disk."""
     create = getattr(os, "memfd_create", None)  # Linux has it.
-    file: IO[bytes] = os.fdopen(create("kubectl"), "w+b") if create else tempfile.TemporaryFile()  # noqa: SIM115
+    file: IO[bytes] = (os.fdopen(create("kubectl"), "w+b") if create
+                       else tempfile.TemporaryFile())  # noqa: SIM115
     file.write(content)
     file.seek(0)
     return file
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process's group, unless the process was waited for and its number may be another's."""
+    """Kill what is left of a process's group, unless it was waited for: its number may be another's."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -2367,7 +2468,8 @@ def strike_out(words: str, passwords: Sequence[str]) -> str:
     The API server quotes objects in some errors, cut anywhere.
     """
     forms = [form for password in passwords for form in (
-        password, *(base64.b64encode(b"\0" * shift + password.encode()).decode()[2 * shift:] for shift in range(3)))]
+        password, *(base64.b64encode(b"\0" * shift + password.encode()).decode()[2 * shift:]
+                    for shift in range(3)))]
     pieces = {form[start:start + 4] for form in forms for start in range(len(form) - 3)}
     return re.sub(r"[A-Za-z0-9_+/=-]{4,}", lambda match: "***" if any(
         match[0][start:start + 4] in pieces for start in range(len(match[0]) - 3)) else match[0], words)
@@ -2382,23 +2484,25 @@ class Tls(NamedTuple):
     trusted: bytes  # The CA and the revocation list: who is let in.
     revoked: frozenset[int]  # Serial numbers.
     expiries: dict[str, float]  # By file; seconds since 1970.
-    unlisted: tuple[str, ...]  # CAs whose clients nobody lets in, since another CA has a list and they have none.
+    # CAs whose clients nobody lets in, since another CA has a list and they have none.
+    unlisted: tuple[str, ...]
 
 
 def load_tls(files: dict[str, str]) -> Tls:
-    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, which may be empty.
+    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, if not empty.
 
     The context requires a certificate of our CA from every client, in every handshake. Raises Refusal.
     """
     content = {}
     for name, path in files.items():
-        with blaming(f"--{name} {path} cannot be read", "make it with gen_cert.sh server, or name another file"):
+        with blaming(f"--{name} {path} cannot be read",
+                     "make it with gen_cert.sh server, or name another file"):
             content[name] = read_file(path) if path or name != "crl" else b""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps them
-    # with the context, Python cannot tell it not to, and Server.admit looks.
+    # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps
+    # them with the context, Python cannot tell it not to, and Server.admit looks.
     context.options |= (ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
                         | ssl.OP_NO_RENEGOTIATION)
     context.num_tickets = 0
@@ -2410,8 +2514,9 @@ def load_tls(files: dict[str, str]) -> Tls:
         if not authorities:
             raise ValueError("it is no CA's: it may not sign others")
         expiries = {"ca_crt": min(expiry for _, expiry in authorities)}
-    with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used together",
-                 "expected a private key in PEM without a password, and the certificate that was made for it"):
+    with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used "
+                 "together",
+                 "expected a private key in PEM without a password, and its certificate"):
         # Without a password function OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
         expiries["server_crt"] = read_certificate(pem(content["server_crt"], "CERTIFICATE")[0])[1]
@@ -2424,20 +2529,21 @@ def load_tls(files: dict[str, str]) -> Tls:
             if issuer not in [subject for subject, _ in authorities]:
                 raise ValueError(f"it is not of the CA in {files['ca_crt']}")
             if not made <= time.time() < expiry:
-                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and nobody "
-                                 "would get in")
+                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and "
+                                 "nobody would get in")
             expiries["crl"] = min(expiry, expiries.get("crl", expiry))
             revoked |= serials
             listed.add(issuer)
         if files["crl"]:
             context.load_verify_locations(files["crl"])
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    unlisted = tuple(readable_name(subject) for subject, _ in authorities if files["crl"] and subject not in listed)
+    unlisted = tuple(readable_name(subject) for subject, _ in authorities
+                     if files["crl"] and subject not in listed)
     return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), expiries, unlisted)
 
 
 def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
-    """Read the TLS files whenever they change or SIGHUP comes, as a thread, and warn before what they hold ends.
+    """Read the TLS files when they change or SIGHUP comes, as a thread, and warn before they end.
 
     Files that cannot be used leave everything as it was.
     """
@@ -2474,14 +2580,15 @@ def stamps(files: dict[str, str]) -> list[tuple[int, ...]]:
 
 
 def warn_of_ends(files: dict[str, str], tls: Tls, warned: dict[str, float]) -> None:
-    """Warn of a file that ends soon, once a day, or has ended, once a minute; `warned` says until when that was done."""
+    """Warn once a day of a file that ends soon, and once a minute of one that has ended."""
     for name, expiry in tls.expiries.items():
         left = expiry - time.time()
         key = name if left > 0 else f"{name} has ended"
         if left < EXPIRY_WARNING_SECONDS and time.monotonic() > warned.get(key, 0):
             warned[key] = time.monotonic() + (86400 if left > 0 else REFUSALS_SECONDS)
             log.log(logging.ERROR if left <= 0 else logging.WARNING, logfmt(
-                "tls", file=files[name], ends=rfc3339(expiry), remedy="renew it: nobody gets in after its end"))
+                "tls", file=files[name], ends=rfc3339(expiry),
+                remedy="renew it: nobody gets in after its end"))
 
 
 def read_file(path: str) -> bytes:
@@ -2500,14 +2607,14 @@ def pem(content: bytes, label: str) -> list[bytes]:
 
 
 def read_certificate(certificate: bytes) -> tuple[bytes, float]:
-    """Return a certificate's subject and when it ends (RFC 5280, section 4.1). Python's ssl tells it of the other side's only."""
+    """Return a certificate's subject and its end (RFC 5280, section 4.1): ssl tells them of peers only."""
     fields = der(der(der(certificate)[0][1])[0][1])
     fields = fields[1:] if fields[0][0] == 0xa0 else fields  # A version comes first, but for version 1.
     return fields[4][1], der_time(*der(fields[3][1])[1])
 
 
 def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
-    """Return a revocation list's issuer, when it begins and ends, and the serial numbers in it (RFC 5280, section 5.1)."""
+    """Return a revocation list's issuer, begin, end and serial numbers (RFC 5280, section 5.1)."""
     fields = der(der(der(crl)[0][1])[0][1])
     fields = fields[1:] if fields[0][0] == 0x02 else fields
     (_, issuer), begins, *rest = fields[1:]
@@ -2523,7 +2630,7 @@ def readable_name(name: bytes) -> str:
 
 
 def der(data: bytes) -> list[tuple[int, bytes]]:
-    """Return the tag and the content of each DER element, one after another (X.690, section 8.1). Raises IndexError."""
+    """Return the tag and the content of each DER element (X.690, section 8.1). Raises IndexError."""
     found, at = [], 0
     while at < len(data):
         tag, length, at = data[at], data[at + 1], at + 2
@@ -2536,7 +2643,7 @@ def der(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def der_time(tag: int, content: bytes) -> float:
-    """Return a UTCTime or GeneralizedTime in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
+    """Return a time in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
     form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
     return calendar.timegm(time.strptime(content.decode("ascii"), form))
 
@@ -2549,15 +2656,16 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
 
 
 def logfmt(event: str, **fields: object) -> str:
-    """Format an event and key=value pairs for the log; what is not plain becomes a JSON string, so that none forges a line."""
+    """Format an event and key=value pairs for the log; what is not plain as JSON, lest it forge a line."""
     def quote(value: object) -> str:
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
-        return text if PLAIN.fullmatch(text) and "=" not in text else json.dumps(text).replace("\x7f", "\\u007f")
+        plain = PLAIN.fullmatch(text) and "=" not in text
+        return text if plain else json.dumps(text).replace("\x7f", "\\u007f")
     return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
 
 
 class LogQueue(logging.Handler):
-    """Has a thread write the log's lines to a file: one that nobody reads fills the queue, and keeps nobody waiting."""
+    """Has a thread write the log: a file that nobody reads fills the queue, and keeps nobody waiting."""
 
     def __init__(self, file: int) -> None:
         super().__init__()
@@ -2573,7 +2681,8 @@ class LogQueue(logging.Handler):
         if len(self.lines) >= MAX_LOG_LINES:
             self.dropped += 1
         else:
-            self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} event={record.getMessage()}\n")
+            self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} "
+                              f"event={record.getMessage()}\n")
             if not self.wanted.is_set():
                 self.wanted.set()
 
@@ -2588,7 +2697,8 @@ class LogQueue(logging.Handler):
                 lines = [self.lines.popleft() for _ in range(min(len(self.lines), 100))]
                 if not self.lines and self.dropped > told:
                     told, now = self.dropped, rfc3339(int(time.time()))
-                    lines.append(f"time={now} level=WARNING event=log dropped={told} reason=\"nobody read the log in time\"\n")
+                    lines.append(f"time={now} level=WARNING event=log dropped={told} "
+                                 'reason="nobody read the log in time"\n')
                 data = "".join(lines).encode("utf-8", "backslashreplace")
                 with contextlib.suppress(OSError):  # Nobody reads it any more.
                     while data:
@@ -2622,16 +2732,19 @@ FAMILIES = {
     "request_seconds": Family("histogram", "Time from a request's first byte to its answer.",
                               (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18)),
     "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
-    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.", (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
-    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.", (1, 2, 5, 10, 20, 50)),
+    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.",
+                              (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
+    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.",
+                                (1, 2, 5, 10, 20, 50)),
     "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
     "connections": Family("gauge", "Open connections."),
     "databases": Family("gauge", "Databases in the namespace."),
-    "cluster_synchronised": Family("gauge", "1 while every watch goes well and the template is known to be good, "
-                                   "otherwise 0."),
-    "last_beat_write_timestamp_seconds": Family("gauge", "When heart beats were last written into the cluster, or none "
-                                                "was waiting."),
-    "certificate_expiry_timestamp_seconds": Family("gauge", "When a certificate or the revocation list ends."),
+    "cluster_synchronised": Family(
+        "gauge", "1 while every watch goes well and the template is known to be good, otherwise 0."),
+    "last_beat_write_timestamp_seconds": Family(
+        "gauge", "When heart beats were last written into the cluster, or none was waiting."),
+    "certificate_expiry_timestamp_seconds": Family(
+        "gauge", "When a certificate or the revocation list ends."),
     "log_lines_dropped_total": Family("counter", "Lines of the log that nobody read in time."),
     "build_info": Family("gauge", "1; the label tells the version."),
 }
@@ -2642,16 +2755,17 @@ Samples = dict[str, dict[Labels, float]]  # By family and labels.
 
 
 class Metrics:
-    """What has happened since the start, for Prometheus (its text format, version 0.0.4); the loop's alone."""
+    """What has happened since the start, for Prometheus (text format, version 0.0.4); the loop's alone."""
 
     def __init__(self) -> None:
-        # By family and labels: a counter's value; or a histogram's count for each bucket and above, and the sum.
+        # By family and labels: a counter's value; or a histogram's count for each bucket, above, and the sum.
         self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
         buckets = FAMILIES[family].buckets
-        cells = self.values[family].setdefault(tuple(labels.items()), [0.0] * (len(buckets) + 2 if buckets else 1))
+        cells = self.values[family].setdefault(tuple(labels.items()),
+                                               [0.0] * (len(buckets) + 2 if buckets else 1))
         cells[-1] += value
         if buckets:
             cells[bisect.bisect_left(buckets, value)] += 1
@@ -2689,7 +2803,7 @@ for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
 # ---- The command line ---------------------------------------------------------------------------------
 
 class Refusal(Exception):
-    """Why the server does not start, or does not take a file up: what is wrong, with its path, and the remedy."""
+    """Why the server does not start, or take a file up: what is wrong, with its path, and the remedy."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(f"{what}: {remedy}")
@@ -2705,7 +2819,7 @@ def blaming(what: str, remedy: str) -> Iterator[None]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not understand in one line, as all else is refused that stands in the way of a start."""
+    """Refuses what it does not understand in one line, as all else that stands in the way of a start."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
@@ -2714,32 +2828,42 @@ class Parser(argparse.ArgumentParser):
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; dashes in the options' names work for underscores. Raises Refusal."""
-    parser = Parser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a database in its "
+    parser = Parser(prog="sqlflow_playground",
+                    description="Give every user of a SQLFlow playground a database in its "
                     "Kubernetes cluster, over mutual TLS.")
 
     def option(name: str, default: Any, text: str, shown: str = "", **more: Any) -> None:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, default=default, help=f"{text} (default: {shown or default})", **more)
+        parser.add_argument(*spellings, dest=name, default=default,
+                            help=f"{text} (default: {shown or default})", **more)
 
     option("host", "0.0.0.0", "address to listen on; :: for IPv6")
     option("port", 50052, "TCP port to listen on; 0 for any free one", type=int)
     option("ca_crt", "key_store/ca/ca.crt", "PEM file: the CA whose clients are let in")
     option("server_key", "key_store/server/server.key", "PEM file: this server's private key, not encrypted")
     option("server_crt", "key_store/server/server.crt", "PEM file: this server's certificate")
-    option("crl", "", "PEM file: the CA's list of revoked certificates", shown="none: no certificate is revoked")
+    option("crl", "", "PEM file: the CA's list of revoked certificates",
+           shown="none: no certificate is revoked")
     option("namespace", "", "namespace for the databases", shown="kubectl's own")
     option("context", "", "context of the kubeconfig", shown="kubectl's own")
     option("kubectl", "kubectl", "kubectl program, 1.20 or later")
-    option("templates", os.path.join(os.path.dirname(os.path.abspath(__file__)), "k8s_templates"), "folder of the templates")
+    option("templates", os.path.join(os.path.dirname(os.path.abspath(__file__)), "k8s_templates"),
+           "folder of the templates")
     option("db_template", "mysql.yaml", "template of a database, in that folder")
-    option("idle_timeout", 12 * 3600.0, "seconds without a heart beat after which a database is deleted; 0 for never", type=seconds)
-    option("sweep_interval", 60.0, "seconds between two rounds of writing heart beats down and deleting what is idle", type=seconds)
-    option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit", type=limit)
-    option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=limit)
-    option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT, "connections of one client at once; 0 for no limit",
+    option("idle_timeout", 12 * 3600.0,
+           "seconds without a heart beat after which a database is deleted; 0 for never", type=seconds)
+    option("sweep_interval", 60.0,
+           "seconds between two rounds of writing heart beats down and deleting what is idle", type=seconds)
+    option("max_databases", 1000, "databases in the namespace, all clients' together; 0 for no limit",
            type=limit)
-    option("ready_file", "", "file that is made once the cluster is known, for a readiness probe", shown="none")
-    parser.add_argument("--check", action="store_true", help="try all that the server needs, print a line for each, and exit with 0 or 1")
+    option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=limit)
+    option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT,
+           "connections of one client at once; 0 for no limit",
+           type=limit)
+    option("ready_file", "", "file that is made once the cluster is known, for a readiness probe",
+           shown="none")
+    parser.add_argument("--check", action="store_true",
+                        help="try all that the server needs, print a line for each, and exit with 0 or 1")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
@@ -2763,7 +2887,8 @@ def limit(text: str) -> int:
 def find_template(options: argparse.Namespace) -> Template:
     """Return the template that new databases are made from. Raises Refusal."""
     path = os.path.join(options.templates, options.db_template)
-    with blaming(f"the template {path} cannot be used", "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
+    with blaming(f"the template {path} cannot be used",
+                 "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
         return Template(path)
 
 
@@ -2776,7 +2901,8 @@ def find_kubectl(options: argparse.Namespace) -> Kubectl:
     """Return kubectl for the namespace and the context. Raises Refusal."""
     program = shutil.which(options.kubectl)
     if not program:
-        raise Refusal(f"--kubectl {options.kubectl} is no program", "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
+        raise Refusal(f"--kubectl {options.kubectl} is no program",
+                      "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
     options.kubectl = program
     return Kubectl(program, options.context, find_namespace(options))
 
@@ -2788,23 +2914,27 @@ def find_namespace(options: argparse.Namespace) -> str:
     try:
         if not namespace or options.context:  # Which must be there.
             own = Kubectl(options.kubectl, options.context, "")(
-                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}", seconds=5).decode()
+                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}",
+                seconds=5).decode()
             namespace = namespace or own
     except KubectlError as error:
-        if options.context or "current-context must exist" not in error.words:  # There is none in a pod, which is no error.
+        # There is none in a pod, which is no error.
+        if options.context or "current-context must exist" not in error.words:
             words = " ".join(error.words.split()) or error.reason
-            raise Refusal(f"kubectl config view failed ({words})", "give --namespace, and a --context that kubectl knows") from error
+            raise Refusal(f"kubectl config view failed ({words})",
+                          "give --namespace, and a --context that kubectl knows") from error
     if not namespace and os.path.exists(inside):
         with open(inside, encoding="utf-8") as file:
             namespace = file.read().strip()
     namespace = namespace or "default"
     if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", namespace):
-        raise Refusal(f"--namespace {namespace!r} is no namespace", "expected up to 63 lower-case letters, digits and dashes")
+        raise Refusal(f"--namespace {namespace!r} is no namespace",
+                      "expected up to 63 lower-case letters, digits and dashes")
     return namespace
 
 
 def check(options: argparse.Namespace) -> int:
-    """Try all that the server needs, and print a line for each with what to do; return 0 if nothing is wrong, otherwise 1."""
+    """Try all that the server needs, and print a line each with what to do; return 1 if one is wrong."""
     wrong = 0
 
     def say(what: str, problem: str = "") -> None:
@@ -2836,12 +2966,15 @@ def check(options: argparse.Namespace) -> int:
     if tls := prepare(lambda _: load_tls(tls_files)):
         for name, expiry in tls.expiries.items():
             days = int((expiry - time.time()) // 86400)
-            say(f"{tls_files[name]} ends in {days} days", "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
+            say(f"{tls_files[name]} ends in {days} days",
+                "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
         try:
-            names = ", ".join(name for _, name in presented(tls, tls_files["ca_crt"]).get("subjectAltName", ()))
+            alternatives = presented(tls, tls_files["ca_crt"]).get("subjectAltName", ())
+            names = ", ".join(name for _, name in alternatives)
             say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
         except ssl.SSLError as error:
-            say(tls_files["server_crt"], f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
+            say(tls_files["server_crt"],
+                f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
         for name in tls.unlisted:
             say(f"{tls_files['crl']} lists the CA {name!r}", UNLISTED)
     template: Template | None = prepare(find_template)
@@ -2852,21 +2985,27 @@ def check(options: argparse.Namespace) -> int:
         client = json.loads(version)["clientVersion"]
         old = (int(client["major"]), int(re.sub(r"\D.*", "", client["minor"]))) < OLDEST_KUBECTL
         say(f"kubectl is {client['gitVersion']}", "install 1.20 or later" if old else "")
-    version = attempt("the cluster answers", "get", "--raw", "/version", remedy="see that kubectl get pods works, or name the --context")
+    version = attempt("the cluster answers", "get", "--raw", "/version",
+                      remedy="see that kubectl get pods works, or name the --context")
     if not version:
         return 1
     say(f"the cluster is Kubernetes {json.loads(version)['gitVersion']}")
-    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if template and "PersistentVolumeClaim" in template.kinds else {})}.items():
+    claims = template and "PersistentVolumeClaim" in template.kinds
+    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if claims else {})}.items():
         for verb in verbs:
             problem = ""
             try:
                 ask("auth", "can-i", verb, kind)
-            except KubectlError as error:  # To say no is a failure to kubectl.
-                problem = "grant it, as k8s_templates/playground.yaml does" if error.reason == "failed" else told(error).message
+            except KubectlError as error:
+                # To say no is a failure to kubectl.
+                problem = told(error).message
+                if error.reason == "failed":
+                    problem = "grant it, as k8s_templates/playground.yaml does"
             say(f"right to {verb} {kind}", problem)
     made = template and attempt(
         f"namespace {kubectl.namespace} takes the objects of {template.path}",
-        "create", "-f", "-", "--dry-run=server", "--validate=true", "-o", "jsonpath={.metadata.creationTimestamp} ",
+        "create", "-f", "-", "--dry-run=server", "--validate=true", "-o",
+        "jsonpath={.metadata.creationTimestamp} ",
         stdin=listed(template.fill({**EXAMPLE, "now": rfc3339(0)})))
     if made:
         off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], RFC_3339)))
@@ -2877,16 +3016,19 @@ def check(options: argparse.Namespace) -> int:
         try:
             found = json.loads(ask("get", kind, "--ignore-not-found", "-o", "json") or "{}")
         except KubectlError as error:
-            print(f"-      {what}: not looked at, which needs the right to get and list {kind.partition('/')[0]} ({error.reason})")
+            print(f"-      {what}: not looked at, which needs the right to get and list "
+                  f"{kind.partition('/')[0]} ({error.reason})")
             continue
         if what == "sample data" and not found:
-            print("-      sample data: none, so databases start empty; for the tutorials' tables apply the ConfigMap of playground.yaml")
+            print("-      sample data: none, so databases start empty; for the tutorials' tables apply the "
+                  "ConfigMap of playground.yaml")
         elif what == "sample data":
             say("sample data is there")
         for item in found.get("items", ()):
             limits, used = item["status"].get("hard", {}), item["status"].get("used", {})
             full = [name for name, hard in limits.items() if quantity(used.get(name, "0")) >= quantity(hard)]
-            say(f"quota {item['metadata']['name']}: " + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
+            say(f"quota {item['metadata']['name']}: "
+                + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
         if what == "quota" and not found.get("items"):
             say("quota: none")
@@ -2898,17 +3040,20 @@ UNLISTED = "add its revocation list to --crl: until then none of its clients is 
 
 def quantity(text: str) -> float:
     """Return the number that a quantity stands for (Kubernetes API, "Quantity")."""
-    number, suffix = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text)
+    number, suffix = match.groups()  # type: ignore[union-attr]
     scale = 1024 if suffix.endswith("i") else 1000
-    return float(number) * float(scale) ** ("num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0)
+    power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
+    return float(number) * float(scale) ** power
 
 
 def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
-    """Return the server's certificate as a client sees it that trusts the CA. Raises ssl.SSLError if it would refuse it."""
+    """Return the certificate that a client sees which trusts the CA. Raises SSLError if it refuses."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context(cafile=ca_crt)
     context.check_hostname = False
-    server, client = tls.context.wrap_bio(to_server, to_client, server_side=True), context.wrap_bio(to_client, to_server)
+    server = tls.context.wrap_bio(to_server, to_client, server_side=True)
+    client = context.wrap_bio(to_client, to_server)
     for side in (client, server, client):
         with contextlib.suppress(ssl.SSLWantReadError):
             side.do_handshake()
@@ -2935,18 +3080,20 @@ def run(options: argparse.Namespace) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))
     kubectl = find_kubectl(options)
     if options.ready_file:
-        with blaming(f"--ready_file {options.ready_file} cannot be made", "name a file in a folder that this server may write"):
+        with blaming(f"--ready_file {options.ready_file} cannot be made",
+                     "name a file in a folder that this server may write"):
             open(options.ready_file, "w", encoding="utf-8").close()
             os.remove(options.ready_file)  # A server before this one may have left it.
     lines = LogQueue(sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO, handlers=[lines])
-    # No line shows these, and finding them out takes as long as writing it (the logging HOWTO's Optimization).
+    # No line shows these, which take as long to find out as to write (the logging HOWTO's Optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
                       options.idle_timeout, options.sweep_interval)
     try:
-        server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client, options.ready_file)
+        server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client,
+                        options.ready_file)
     except (OSError, OverflowError) as error:
         raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
                       "name an address of this machine and a free port") from error
@@ -2960,8 +3107,8 @@ def run(options: argparse.Namespace) -> int:
     server.listen()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port,
                     client_ca=options.ca_crt, crl=options.crl or "none",
-                    certificate_ends=rfc3339(server.tls.expiries["server_crt"]), context=options.context or "current",
-                    namespace=kubectl.namespace, template=template.path,
+                    certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
+                    context=options.context or "current", namespace=kubectl.namespace, template=template.path,
                     idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
     for name in server.tls.unlisted:
         log.warning(logfmt("tls", file=options.crl, lacks=name, remedy=UNLISTED))
@@ -2976,7 +3123,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def end(server: Server) -> None:
-    """Handle a signal to end: the kernel ends what has not ended in time, and the next signal ends it at once."""
+    """Handle a signal to end: the kernel ends what has not ended in time, the next signal all at once."""
     signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS + LAST_BEATS_SECONDS + 2)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
