@@ -50,9 +50,9 @@ class HostilePages(unittest.TestCase):
             ["Sec-Fetch-Site: cross-site"], ["Sec-Fetch-Site: same-site"], ["sec-fetch-site:cross-site"],
             ["Origin: null"], ["Origin:"], ["Origin: https://evil.example"],
             # A scheme and a port are part of an origin: on the way, anybody can answer for http://.
-            [f"Origin: http://{own}"], ["Origin: https://localhost"], [f"Origin: https://localhost:{port + 1}"],
-            [f"Origin: https://{own}.evil.example"], [f"Origin: https://evil.example/{own}"],
-            [f"Origin: https://{own}", "Origin: https://evil.example"],
+            [f"Origin: http://{own}"], ["Origin: https://localhost"],
+            [f"Origin: https://localhost:{port + 1}"], [f"Origin: https://{own}.evil.example"],
+            [f"Origin: https://evil.example/{own}"], [f"Origin: https://{own}", "Origin: https://evil.example"],
             ["Sec-Fetch-Site: same-origin", "Origin: https://evil.example"],
             ["Sec-Fetch-Site: cross-site", f"Origin: https://{own}"])
         requests = [(fields, api) for fields in hostile for api in ("status", "delete_db")]
@@ -91,7 +91,8 @@ class HostilePages(unittest.TestCase):
             own, get = f"https://localhost:{server.port}", "{mode: 'no-cors', credentials: 'include'}"
             self.assertIn('"version"', tab.go_to(f"{own}/api/status"))
             self.assertEqual(tab.run(fetch.format("/api/status", "{}")), "200basic")
-            self.assertEqual(tab.run(fetch.format("/api/delete_db", post.format("cors", "nobody"))), "200basic")
+            self.assertEqual(tab.run(fetch.format("/api/delete_db", post.format("cors", "nobody"))),
+                             "200basic")
             for name in ("127.0.0.1", "localhost"):  # The latter is of the same site, but for its scheme.
                 self.assertEqual(tab.go_to(f"http://{name}:{port}/"), "hostile")
                 tab.run(fetch.format(f"{own}/api/delete_db", post.format("no-cors", "alice")))
