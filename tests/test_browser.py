@@ -52,7 +52,8 @@ class HostilePages(unittest.TestCase):
             # A scheme and a port are part of an origin: on the way, anybody can answer for http://.
             [f"Origin: http://{own}"], ["Origin: https://localhost"],
             [f"Origin: https://localhost:{port + 1}"], [f"Origin: https://{own}.evil.example"],
-            [f"Origin: https://evil.example/{own}"], [f"Origin: https://{own}", "Origin: https://evil.example"],
+            [f"Origin: https://evil.example/{own}"],
+            [f"Origin: https://{own}", "Origin: https://evil.example"],
             ["Sec-Fetch-Site: same-origin", "Origin: https://evil.example"],
             ["Sec-Fetch-Site: cross-site", f"Origin: https://{own}"])
         requests = [(fields, api) for fields in hostile for api in ("status", "delete_db")]

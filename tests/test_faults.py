@@ -539,7 +539,7 @@ class Watches(unittest.TestCase):
                 if content:
                     with open(name, "wb") as file:
                         file.write(content + b"\n")
-            eventually(lambda: self.status(server) != "ok", f"status tells of {event[:60]!r}, {listing[:9]!r}")
+            eventually(lambda: self.status(server) != "ok", f"status tells: {event[:60]!r}, {listing[:9]!r}")
             os.remove(said)
             with contextlib.suppress(FileNotFoundError):
                 os.remove(listed)
@@ -752,8 +752,8 @@ class Process(unittest.TestCase):
             def look() -> bool:
                 with open(f"/proc/{child}/task/{child}/children", encoding="utf-8") as children:
                     for pid in map(int, children.read().split()):
-                        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as comm:
-                            orphans.update({pid} if comm.read() == "sleep\n" else ())
+                        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", "rb") as comm:
+                            orphans.update({pid} if comm.read() == b"sleep\n" else ())
                 return len(orphans) >= 4
             eventually(look, "kubectls leave orphans")
             time.sleep(5)
