@@ -217,6 +217,8 @@ class Running:
                 assert unwanted not in log, log
 
     def log(self) -> str:
+        if self.process.poll() is None:
+            time.sleep(5 * playground.LOG_SECONDS)  # Its thread writes what has happened so far.
         with open(self.log_path, encoding="utf-8") as file:
             return file.read()
 

@@ -98,7 +98,7 @@ class HostilePages(unittest.TestCase):
                 self.assertEqual(tab.go_to(f"http://{name}:{port}/"), "hostile")
                 tab.run(fetch.format(f"{own}/api/delete_db", post.format("no-cors", "alice")))
                 tab.run(fetch.format(f"{own}/api/list_db", get))
-            self.assertEqual(len(server.lines("status=403")), 4)
+            eventually(lambda: len(server.lines("status=403")) == 4, "all are refused")
             answer = server.call("alice", "list_db")[1]
             self.assertEqual([(one["user_id"], one["status"]) for one in answer["databases"]],
                              [("alice", "ready")])
