@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -27,13 +26,14 @@ import playground
 HERE = os.path.dirname(os.path.abspath(__file__))
 # One input, in the thread's own processor time; 16 KiB are parsed in 2 ms, with coverage counted in 10 ms.
 PARSE_SECONDS = 0.1
-TEMPLATES = [playground.Template(path) for path in sorted(glob.glob(os.path.join(HERE, "..", "k8s_templates", "*mysql*.yaml")))]
+TEMPLATES = [playground.Template(path)
+             for path in sorted(glob.glob(os.path.join(HERE, "..", "k8s_templates", "*mysql*.yaml")))]
 LABELS: dict[str, str] = {}  # The slugs seen so far, and whose they are.
 MAX_LABELS = 200_000
 
 
 def fuzz_head(data: bytes) -> None:
-    """What parse_head accepts h11 reads in the same way; what it calls malformed is so for h11, or is in the list below."""
+    """What parse_head accepts h11 reads in the same way; what it refuses h11 refuses, or the list below."""
     head = (data + b"\r\n\r\n").partition(b"\r\n\r\n")[0]
     request, event, rest = outcome(playground.parse_head, head), *h11_reads(head)
     if isinstance(request, playground.ApiError):
@@ -51,10 +51,12 @@ def fuzz_head(data: bytes) -> None:
     if event.http_version == b"1.0":
         fields.pop("expect", None)
     assert request.headers == fields, (request.headers, fields)
-    assert (request.length or 0) == int(fields.get("content-length", 0)) <= playground.MAX_BODY_BYTES
+    assert request.length == int(fields.get("content-length", 0)) <= playground.MAX_BODY_BYTES
     assert isinstance(rest, h11.EndOfMessage) == (not request.length), rest
     options = [option.strip() for option in fields.get("connection", "").lower().split(",")]
-    assert request.keep_alive == (event.http_version >= b"1.1" and "close" not in options)
+    bounded = event.method in (b"GET", b"HEAD") or "content-length" in fields
+    assert request.keep_alive == (event.http_version >= b"1.1" and "close" not in options and bounded)
+    assert request.expects == ("expect" in fields)
 
 
 def h11_reads(head: bytes) -> tuple[h11.Request | None, Any]:
@@ -81,7 +83,8 @@ def stricter(head: bytes, event: h11.Request) -> bool:
             or event.http_version > b"1.1" and b"host" not in names
             or any(names.count(name) > 1 for name in (b"transfer-encoding", b"expect"))
             or any(name == b"host" and not playground.HOST.fullmatch(value.decode("latin-1"))
-                   or name == b"content-length" and (len(value) > 16 or head.lower().count(b"content-length") > 1)
+                   or name == b"content-length"
+                   and (len(value) > 16 or head.lower().count(b"content-length") > 1)
                    for name, value in event.headers))
 
 
@@ -90,57 +93,45 @@ def escaped(text: bytes) -> bytes:
     return re.sub(rb"[\x80-\xff]", lambda byte: b"%%%02X" % byte[0][0], text)
 
 
-class Pieces:
-    """A connection's TLS, from which bytes come in pieces of given sizes, again and again, and then an end."""
+def read_all(stream: bytes, sizes: bytes) -> tuple[list[tuple[playground.Request, int]], bool]:
+    """Read requests as a connection does, from pieces of these sizes, again and again.
 
-    pending = True  # Its incoming side as well, in which something is always left.
-
-    def __init__(self, data: bytes, sizes: bytes) -> None:
-        self.data, self.sizes = data, itertools.cycle(sizes or b"\xff")
-
-    def read(self, size: int) -> bytes:
-        """Return the next piece."""
-        size = min(size, 1 + next(self.sizes))
-        piece, self.data = self.data[:size], self.data[size:]
-        return piece
-
-    def write(self, data: bytes) -> None:
-        """Swallow a 100 Continue."""
-        assert data == b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def read_all(data: bytes, sizes: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """Read requests from a connection until it ends; return their heads and bodies, and whether the last was refused."""
-    connection = object.__new__(playground.Connection)
-    connection.tls = connection.incoming = Pieces(data, sizes)  # type: ignore[assignment]
-    connection.outgoing, connection.buffer = ssl.MemoryBIO(), b""
-    read = []
+    Return them, each with where it ends in the stream, and whether what follows was refused.
+    """
+    head: playground.Request | None = None
+    buffer, searched, at, each, read = b"", 0, 0, itertools.cycle(sizes or b"\xff"), []
     try:
-        while True:
-            head = connection.read_head(time.monotonic() + 60)
-            request = playground.parse_head(head)
-            read.append((head, connection.read_body(request)))
+        while at < len(stream):
+            start, at = at, min(at + 1 + next(each), len(stream))
+            buffer += stream[start:at]
+            while True:
+                if not head:
+                    head, buffer = playground.take_head(buffer, searched)
+                    searched = 0 if head else len(buffer)
+                if not head or len(buffer) < head.length:
+                    break
+                body, buffer = buffer[:head.length], buffer[head.length:]
+                read.append((head._replace(body=body), at - len(buffer)))
+                head = None
     except playground.ApiError:
         return read, True
-    except ConnectionError:
-        return read, False
+    return read, False
 
 
 def fuzz_reading(data: bytes) -> None:
-    """However a stream is cut, the same requests are read from it, and no byte is lost, added or read twice."""
+    """However a stream is cut, the same requests are read, and no byte is lost, added or read twice."""
     sizes, stream = data[:4], data[4:]
     read, refused = read_all(stream, sizes)
     assert (read, refused) == read_all(stream, b""), "another reading in other pieces"
-    at = 0
-    for head, body in read:
-        at += 2 if stream.startswith(b"\r\n", at) else 0
-        whole = head + b"\r\n\r\n" + body
-        assert stream.startswith(whole, at), (at, whole)
-        at += len(whole)
+    start = 0
+    for request, end in read:
+        alone = playground.take_head(stream[start:end])
+        assert alone == (request._replace(body=b""), request.body), (start, end, alone)
+        start = end
 
 
 def fuzz_parameters(data: bytes) -> None:
-    """What the readers accept is what the standard library reads, with no name twice; what route accepts, the rules allow."""
+    """What the readers accept the standard library reads, no name twice; route accepts what rules allow."""
     if not data:
         return
     choice, text = data[0], data[1:]
@@ -158,7 +149,9 @@ def fuzz_parameters(data: bytes) -> None:
             escaped(text).decode(), keep_blank_values=True, strict_parsing=bool(text), errors="strict")
     method = "POST" if choice & 0x80 else "GET"
     query, body = (b"", text) if choice & 0x40 else (text, b"")
-    found = outcome(playground.route, name, playground.Request(method, "/api/" + name, query, {}, len(body), True), body)
+    fields = {"host": "x", "content-length": str(len(body))}
+    found = outcome(playground.route, playground.Request(
+        method, "/api/" + name, query, fields, len(body), True, False, body))
     if isinstance(found, tuple):
         wanted, function, takes = playground.API[name]
         assert (method, function, set(takes)) == (wanted, found[0], set(found[1]))
@@ -173,17 +166,19 @@ def keeps_to_the_rule(user_id: str) -> bool:
     for at, character in enumerate(user_id):
         category = unicodedata.category(character)
         letter_or_digit = category in ("Lu", "Ll", "Lt", "Lm", "Lo", "Nd")
-        if not letter_or_digit and (at == 0 or category not in ("Mn", "Mc", "Me") and character not in "._@-"):
+        if not letter_or_digit and (at == 0 or category not in ("Mn", "Mc", "Me")
+                                    and character not in "._@-"):
             return False
     return True
 
 
 def fuzz_user_id(data: bytes) -> None:
-    """A user id is accepted if and only if its NFC keeps to the rule; its slug is a DNS label, its own, and its log line is one."""
+    """A user id is accepted if and only if its NFC keeps to the rule; its slug is a DNS label of its own."""
     text = data.decode("utf-8", "surrogatepass") if decodes(data) else data.decode("latin-1")
     user_id = outcome(playground.valid_user_id, text)
     if isinstance(user_id, playground.ApiError):
-        assert len(text) > 4 * playground.MAX_USER_ID_CHARACTERS or not keeps_to_the_rule(unicodedata.normalize("NFC", text)), ascii(text)
+        normal = unicodedata.normalize("NFC", text)
+        assert len(text) > 4 * playground.MAX_USER_ID_CHARACTERS or not keeps_to_the_rule(normal), ascii(text)
         return
     assert user_id == unicodedata.normalize("NFC", text) and keeps_to_the_rule(user_id), ascii(user_id)
     assert playground.valid_user_id(user_id) == user_id
@@ -207,11 +202,12 @@ def decodes(data: bytes) -> bool:
 
 
 def fuzz_template(data: bytes) -> None:
-    """A filled template has the template's shape, and each placeholder is exactly its value, whatever that holds."""
+    """A filled template has the template's shape, and each placeholder is its value, whatever that holds."""
     texts = [text.decode("utf-8", "replace") for text in data.split(b"\n")]
     values = dict(zip(playground.EXAMPLE, itertools.chain(texts, itertools.repeat(""))))
     invented = object.__new__(playground.Template)
-    invented.objects = [{"texts": texts, "more": [{text: text} for text in texts], "number": 1, "nothing": None}]
+    invented.objects = [{"texts": texts, "more": [{text: text} for text in texts], "number": 1,
+                         "nothing": None}]
     for template in (*TEMPLATES, invented):
         before = json.dumps(template.objects)
         wanted = filled(template.objects, values)
@@ -225,9 +221,11 @@ def fuzz_template(data: bytes) -> None:
 
 
 def filled(value: Any, values: dict[str, str]) -> Any:
-    """Return a template's value with its placeholders replaced, keys left alone, or None for an unknown placeholder."""
+    """Return a template's value with its placeholders replaced, or None for an unknown placeholder."""
     try:
-        return json.loads(json.dumps(value), object_hook=lambda item: {key: replaced(inner, values) for key, inner in item.items()})
+        return json.loads(json.dumps(value),
+                          object_hook=lambda item: {key: replaced(inner, values)
+                                                    for key, inner in item.items()})
     except KeyError:
         return None
 
@@ -262,25 +260,35 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
 GET, POST, HOST = b"GET /api/status HTTP/1.1\r\n", b"POST /api/create_db HTTP/1.1\r\n", b"Host: x\r\n"
 TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "head": (fuzz_head, [
-        b"GET /api/heart_beat?user_id=%E7%8E%8B HTTP/1.1\r\nHost: localhost:50052\r\nUser-Agent: curl/7.88.1\r\nAccept: */*",
-        b"POST https://x/api/create_db HTTP/1.0\r\nContent-Length: 20\r\nConnection: keep-alive, close\r\nhost: [::1]:1",
-        b"GET /\xe7 HTTP/1.1\r\nHost: x\r\nX:\t y \t\r\nx:\r\nConnection: close\r\nTransfer-Encoding: chunked",
-        POST + HOST + b"Expect: 100-continue\r\nContent-Length: 0", GET + HOST + b"A: b\r\n" * 50, GET + HOST + b"A: " + b"b" * 9999]),
+        b"GET /api/heart_beat?user_id=%E7%8E%8B HTTP/1.1\r\nHost: localhost:50052\r\n"
+        b"User-Agent: curl/7.88.1\r\nAccept: */*",
+        b"POST https://x/api/create_db HTTP/1.0\r\nContent-Length: 20\r\n"
+        b"Connection: keep-alive, close\r\nhost: [::1]:1",
+        b"GET /\xe7 HTTP/1.1\r\nHost: x\r\nX:\t y \t\r\nx:\r\nConnection: close\r\n"
+        b"Transfer-Encoding: chunked",
+        POST + HOST + b"Expect: 100-continue\r\nContent-Length: 0", GET + HOST + b"A: b\r\n" * 50,
+        GET + HOST + b"A: " + b"b" * 9999]),
     "reading": (fuzz_reading, [
         b"\0\0\0\0\r\n" + POST + HOST + b"Content-Length: 2\r\n\r\n{}" + GET + HOST + b"\r\n",
-        b"\x01\x40\x02\x03" + POST + HOST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n\r\n\r\n\r\n" + GET[:-2] + b"\n\r\n"]),
+        b"\x01\x40\x02\x03" + POST + HOST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n\r\n\r\n\r\n"
+        + GET[:-2] + b"\n\r\n"]),
     "parameters": (fuzz_parameters, [
         b'\xc0{"user_id": "alice", "a": [1, {"b": NaN, "c": "\\ud800"}]}', b'\xc6{"user_id": "\\u0041"}',
         b"\x01user_id=%E7%8E%8B&a=b%20&user_id=\xe7\x8e\x8b", b"\x04"]),
     "user_id": (fuzz_user_id, [text.encode("utf-8", "surrogatepass") for text in (
-        "alice", "e\u0301-\u738b.@_\u0663", "a--b", "x" * 41, "x" * 65, "\ud800", "\ufb2c\u0958", "\u01c5\u00b2")]),
-    "template": (fuzz_template, [b"${name}\n${password}\n$${${slug}}\nmysql-${slug}.${user_id}\n\\1\\g<0>\n${}"]),
+        "alice", "e\u0301-\u738b.@_\u0663", "a--b", "x" * 41, "x" * 65, "\ud800", "\ufb2c\u0958",
+        "\u01c5\u00b2")]),
+    "template": (fuzz_template,
+                 [b"${name}\n${password}\n$${${slug}}\nmysql-${slug}.${user_id}\n\\1\\g<0>\n${}"]),
 }
 # What the fuzzer pastes in: it does not see into regular expressions.
 WORDS = (
-    b"\r\n", b"\r\n\r\n", b"\r\n ", b"\t", b"\r\nHost: ", b"\r\nContent-Length: ", b"\r\nTransfer-Encoding: ", b"\r\nExpect: 100-continue",
-    b"\r\nConnection: ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"GET ", b"POST ", b"http://", b"user_id=", b"&", b"%", b"%C3%A9", b"\xc3\xa9",
-    b"\xcc\x81", b", ", b'"user_id"', b'"', b"\\u", b"\\ud800", b"NaN", b"{", b"[", b"--", b"${", b"${name}", b"${password}", b"}")
+    b"\r\n", b"\r\n\r\n", b"\r\n ", b"\t", b"\r\nHost: ", b"\r\nContent-Length: ", b"\r\nTransfer-Encoding: ",
+    b"\r\nExpect: 100-continue",
+    b"\r\nConnection: ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"GET ", b"POST ", b"http://", b"user_id=", b"&",
+    b"%", b"%C3%A9", b"\xc3\xa9",
+    b"\xcc\x81", b", ", b'"user_id"', b'"', b"\\u", b"\\ud800", b"NaN", b"{", b"[", b"--", b"${", b"${name}",
+    b"${password}", b"}")
 
 # A process for each target: libFuzzer ends it. Only what is imported here is watched.
 CHILD = """
@@ -304,14 +312,17 @@ def run(name: str, seconds: int) -> bool:
         with open(os.path.join(folder, "words"), "w", encoding="ascii") as words:
             words.writelines('"{}"\n'.format("".join(f"\\x{byte:02x}" for byte in word)) for word in WORDS)
         result = subprocess.run(
-            [sys.executable, "-c", CHILD, name, f"-max_total_time={seconds}", "-max_len=20000", "-timeout=20", "-print_final_stats=1",
+            [sys.executable, "-c", CHILD, name, f"-max_total_time={seconds}", "-max_len=20000", "-timeout=20",
+             "-print_final_stats=1",
              f"-artifact_prefix={folder}/found-", f"-dict={folder}/words", os.path.join(folder, "corpus")],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output = result.stdout.decode(errors="replace")
         found = [playground.read_file(path) for path in glob.glob(f"{folder}/found-*")]
-    executions, features = re.findall(r"number_of_executed_units: *(\d+)", output), re.findall(r"cov: (\d+) ft: (\d+)", output)
+    executions = re.findall(r"number_of_executed_units: *(\d+)", output)
+    features = re.findall(r"cov: (\d+) ft: (\d+)", output)
     if result.returncode == 0 and executions and features:
-        print(f"{name}: {executions[-1]} executions, {features[-1][0]} branches, {features[-1][1]} features, nothing found", flush=True)
+        print(f"{name}: {executions[-1]} executions, {features[-1][0]} branches, {features[-1][1]} features, "
+              "nothing found", flush=True)
         return True
     print(f"{name}: {executions[-1] if executions else 'no'} executions, then\n{output[-3000:]}")
     for data in found:
