@@ -1,4 +1,4 @@
-"""Measure the server beside Tornado and nginx, and a class of 200 on a cluster; print a table and a JSON object.
+"""Measure the server beside Tornado and nginx, and a class of 200; print a table and a JSON object.
 
 The machine may be busy with other things: the servers take turns within each round, and what is compared is
 the median over the rounds of the ratio within a round.
@@ -29,19 +29,21 @@ import bench_servers as servers
 CLASS = 200
 PLUG_IN_SECONDS = 20.0  # The notebook plug-in hangs up after these.
 AT_A_TIME = 16
-KEYS = ("connect_vs_tornado", "connect_vs_nginx", "keepalive_vs_tornado", "p99_vs_tornado", "warm_create_ms", "cold_create_overhead_ms",
+KEYS = ("connect_vs_tornado", "connect_vs_nginx", "keepalive_vs_tornado", "p99_vs_tornado", "warm_create_ms",
+        "cold_create_overhead_ms",
         "class_200_vs_kubectl", "class_200_failures", "idle_rss_mb", "rss_1000_db_mb", "start_ms")
 figures: dict[str, float] = {}
 
 
 def show(what: str, values: list[float], unit: str, more: str = "") -> None:
     """Print a line of the table: the median, the least and the most."""
-    print(f"{what:47} {statistics.median(values):9.2f} {unit:5} {min(values):9.2f} .. {max(values):<9.2f} {more}", flush=True)
+    print(f"{what:47} {statistics.median(values):9.2f} {unit:5} {min(values):9.2f} .. {max(values):<9.2f} "
+          f"{more}", flush=True)
 
 
 def loaded(loop: Callable[[load.Target, int, float], tuple[float, float]], server: servers.Process,
            seconds: float) -> tuple[float, float, float]:
-    """Send heart beats; return answers a second, and the server's milliseconds of CPU for each and the client's share of a core."""
+    """Send beats; return answers a second, the server's ms of CPU for each, the client's share of a core."""
     cpu, started = server.cpu(), time.monotonic()
     rate, client = loop(server.target, AT_A_TIME, seconds)
     return rate, (server.cpu() - cpu) / (time.monotonic() - started) / rate * 1000, client
@@ -50,7 +52,8 @@ def loaded(loop: Callable[[load.Target, int, float], tuple[float, float]], serve
 def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> float:
     """Measure throughput in turns; return the best rate of Tornado on kept connections."""
     best = 0.0
-    for what, loop, keys in (("new connections", load.new_connections, {"Tornado": "connect_vs_tornado", "nginx": "connect_vs_nginx"}),
+    for what, loop, keys in (("new connections", load.new_connections,
+                              {"Tornado": "connect_vs_tornado", "nginx": "connect_vs_nginx"}),
                              ("kept connections", load.closed_loop, {"Tornado": "keepalive_vs_tornado"})):
         seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("ours", *keys)}
         for name in seen:
@@ -61,7 +64,8 @@ def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> f
         for name, results in seen.items():
             rate, cost, client = (statistics.median(column) for column in zip(*results))
             show(f"{what}, {AT_A_TIME} at a time: {name}", [result[0] for result in results], "/s",
-                 f"{cost:.2f} ms of CPU each, {cost * rate / 10:.0f} %; the client's {client / rate * 1000:.2f} ms, {100 * client:.0f} %")
+                 f"{cost:.2f} ms of CPU each, {cost * rate / 10:.0f} %; the client's "
+                 f"{client / rate * 1000:.2f} ms, {100 * client:.0f} %")
         for peer, key in keys.items():
             ratios = [one[0] / other[0] for one, other in zip(seen["ours"], seen[peer])]
             figures[key] = statistics.median(ratios)
@@ -77,7 +81,8 @@ def tails(peers: dict[str, servers.Process], rate: float, rounds: int, seconds: 
     seen: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(rounds):
         for name, server in peers.items():
-            seen[name].append(statistics.quantiles(load.open_loop(server.target, 4 * AT_A_TIME, rate, seconds), n=100)[98])
+            taken = load.open_loop(server.target, 4 * AT_A_TIME, rate, seconds)
+            seen[name].append(statistics.quantiles(taken, n=100)[98])
     for name, values in seen.items():
         show(f"p99 at {rate:.0f} heart beats a second: {name}", values, "ms")
     ratios = [one / other for one, other in zip(seen["ours"], seen["Tornado"])]
@@ -92,11 +97,12 @@ def warm(server: servers.Process, count: int) -> None:
         cuts = statistics.quantiles(values, n=100)
         show(f"{api}, known database, one by one", values, "ms", f"p90 {cuts[89]:.2f}")
     figures["warm_create_ms"] = statistics.median(taken["create_db"])
-    print(f"  create_db / heart_beat: {figures['warm_create_ms'] / statistics.median(taken['heart_beat']):.2f} (at most 2)", flush=True)
+    print("  create_db / heart_beat: "
+          f"{figures['warm_create_ms'] / statistics.median(taken['heart_beat']):.2f} (at most 2)", flush=True)
 
 
 def memory_and_start(rounds: int) -> None:
-    """Measure the time to the first answer, and the memory with nothing and with 1,000 databases and 500 idle connections."""
+    """Measure the time to the first answer, and the memory, empty and with 1,000 databases, 500 clients."""
     starts = []
     for number in range(rounds):
         with servers.ours(0) as server:
@@ -130,8 +136,10 @@ def kubectl(*arguments: str, stdin: str = "") -> str:
 def watching(namespace: str) -> Iterator[dict[str, float]]:
     """Have a bare kubectl watch; fill in when it has seen which StatefulSet ready, by time.monotonic."""
     ready: dict[str, float] = {}
-    watch = subprocess.Popen(["kubectl", "-n", namespace, "get", "statefulsets", "--watch", "--output-watch-events=false", "-o",
-                              'jsonpath={.metadata.name} {.status.readyReplicas}{"\\n"}'], stdout=subprocess.PIPE, text=True,
+    watch = subprocess.Popen(["kubectl", "-n", namespace, "get", "statefulsets", "--watch",
+                              "--output-watch-events=false", "-o",
+                              'jsonpath={.metadata.name} {.status.readyReplicas}{"\\n"}'],
+                             stdout=subprocess.PIPE, text=True,
                              env={**os.environ, "KUBECONFIG": servers.KUBECONFIG}, start_new_session=True)
     out: IO[str] = watch.stdout  # type: ignore[assignment]
 
@@ -163,15 +171,16 @@ def wait_for(names: set[str], ready: dict[str, float]) -> float:
 
 
 def bare(namespace: str, users: list[str], ready: dict[str, float]) -> float:
-    """Create databases with one bare kubectl; return the seconds until the watch has seen the last one ready."""
-    manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": [item for user in users for item in servers.filled(user)]})
+    """Create databases with one bare kubectl; return the seconds until a watch sees the last one ready."""
+    manifest = json.dumps({"apiVersion": "v1", "kind": "List",
+                           "items": [item for user in users for item in servers.filled(user)]})
     started = time.monotonic()
     kubectl("-n", namespace, "create", "-f", "-", stdin=manifest)
     return wait_for({f"mysql-{user}" for user in users}, ready) - started
 
 
 def create(server: servers.Process, user: str, answers: list[bytes]) -> None:
-    """Ask for a database, as often as it takes, a connection each; note the first answer if it came in the plug-in's time."""
+    """Ask for a database until there is one, a connection each; note a first answer in the plug-in's time."""
     started = time.monotonic()
     answer = load.call(server.target, "create_db", user)
     answers.append(answer[:12] if time.monotonic() < started + PLUG_IN_SECONDS else b"too late")
@@ -220,14 +229,16 @@ def on_a_cluster(which: str, singles: int, rounds: int) -> None:
                 theirs.append(bare(namespace, [f"bare-{number}"], ready))
         show("new database: ours", [value * 1000 for value in mine], "ms")
         show("new database: bare kubectl", [value * 1000 for value in theirs], "ms")
-        show("  our answer, after its watch has seen it ready", [value * 1000 for value in after], "ms", "(at most 300)")
+        show("  our answer, after its watch has seen it ready", [value * 1000 for value in after], "ms",
+             "(at most 300)")
         figures["cold_create_overhead_ms"] = (statistics.median(mine) - statistics.median(theirs)) * 1000
         classes, bares = [], []
         answers: list[bytes] = []
         for lesson in range(rounds):
             if lesson:
                 clear((namespace, other))  # A cluster is slower with every pod that it holds.
-            threads = [threading.Thread(target=create, args=(server, f"class-{lesson}-{number}", answers)) for number in range(CLASS)]
+            threads = [threading.Thread(target=create, args=(server, f"class-{lesson}-{number}", answers))
+                       for number in range(CLASS)]
             started = time.monotonic()
             for thread in threads:
                 thread.start()
@@ -252,19 +263,25 @@ def growth(peers: dict[str, servers.Process], seconds: float) -> None:
             server.wait_for(f"(kind=Secret listed={databases})")
             one = load.one_by_one(server.target, ("heart_beat", "create_db"), 300)
             beat, made = (statistics.median(one[api]) for api in ("heart_beat", "create_db"))
-            new, kept = (loaded(loop, server, seconds)[0] for loop in (load.new_connections, load.closed_loop))
+            new, kept = (loaded(loop, server, seconds)[0]
+                         for loop in (load.new_connections, load.closed_loop))
             print(f"{databases:5} databases   new {new:7.0f} /s   kept {kept:7.0f} /s   "
-                  f"heart_beat {beat:.2f} ms   create_db {made:.2f} ms   {server.rss_mb():.0f} MB", flush=True)
+                  f"heart_beat {beat:.2f} ms   create_db {made:.2f} ms   {server.rss_mb():.0f} MB",
+                  flush=True)
     for connections in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-        rates = {name: load.closed_loop(server.target, connections, seconds)[0] for name, server in peers.items()}
-        print(f"{connections:5} connections " + "   ".join(f"{name} {rate:7.0f} /s" for name, rate in rates.items()), flush=True)
+        rates = {name: load.closed_loop(server.target, connections, seconds)[0]
+                 for name, server in peers.items()}
+        print(f"{connections:5} connections "
+              + "   ".join(f"{name} {rate:7.0f} /s" for name, rate in rates.items()), flush=True)
 
 
 def main() -> None:
     """Measure as the options say."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the server; the last line is one JSON object.")
+    parser = argparse.ArgumentParser(prog="scripts/bench",
+                                     description="Measure the server; the last line is one JSON object.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, in 45 s")
-    parser.add_argument("--growth", action="store_true", help="also at 1 to 1,000 databases and 1 to 256 connections")
+    parser.add_argument("--growth", action="store_true",
+                        help="also at 1 to 1,000 databases and 1 to 256 connections")
     parser.add_argument("--cluster", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args()
     rounds, seconds = (2, 0.3) if options.quick else (7, 2)

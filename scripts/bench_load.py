@@ -1,8 +1,8 @@
-"""Load for the benchmark: kept connections, as fast as they are answered or at a rate that does not wait for answers.
+"""Load for the benchmark: kept connections, as fast as they are answered or at a rate of its own.
 
-Kept to system calls and OpenSSL: a request costs this client a small part of what it costs a server in Python,
-which the benchmark prints. A handshake costs a client in Python as much as a server, so new connections are
-bench_connect.c's.
+Kept to system calls and OpenSSL: a request costs this client a small part of what it costs a server in
+Python, which the benchmark prints. A handshake costs a client in Python as much as a server, so new connections
+are bench_connect.c's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def must_be_200(answer: bytes) -> None:
 def new_connections(target: Target, at_a_time: int, seconds: float) -> tuple[float, float]:
     """Keep so many heart beats under way, always a new connection each; return the same as `closed_loop`."""
     store, port = target
-    command = ["bench_connect", str(port), f"{store}/alice/alice.crt", f"{store}/alice/alice.key", str(at_a_time), str(seconds)]
+    command = ["bench_connect", str(port), f"{store}/alice/alice.crt", f"{store}/alice/alice.key",
+               str(at_a_time), str(seconds)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise SystemExit("bench: the client of new connections failed")
@@ -84,7 +85,7 @@ def new_connections(target: Target, at_a_time: int, seconds: float) -> tuple[flo
 
 
 def closed_loop(target: Target, connections: int, seconds: float) -> tuple[float, float]:
-    """Keep one heart beat under way on each connection; return answers a second, and this client's share of a core."""
+    """Keep a beat under way on each connection; return answers a second, and our share of a core."""
     beat, poll = request("heart_beat", "alice"), select.epoll()
     opened = {connection.fileno(): connection for connection in (connect(target) for _ in range(connections))}
     for number, connection in opened.items():
@@ -104,7 +105,7 @@ def closed_loop(target: Target, connections: int, seconds: float) -> tuple[float
 
 
 def open_loop(target: Target, connections: int, a_second: float, seconds: float) -> list[float]:
-    """Send heart beats when they are due, answered or not; return the milliseconds from when each was due to its answer.
+    """Send beats when they are due, answered or not; return the ms from when each was due to its answer.
 
     They come at random as from many users (a Poisson process, always the same one). One that is due while all
     connections wait for answers queues here, and its time counts: there is no coordinated omission.

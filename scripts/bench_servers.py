@@ -1,7 +1,7 @@
 """The servers that the benchmark measures: ours, one in Tornado, and nginx; all with the same certificates.
 
-What ours is asked is answered from memory, and its kubectl is a stand-in that lists as many databases as wanted,
-unless it is given a cluster.
+What ours is asked is answered from memory, and its kubectl is a stand-in that lists as many databases as
+wanted, unless it is given a cluster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import playground
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-PROGRAM = os.environ.get("PLAYGROUND_BENCH_PROGRAM", f"{HERE}/../playground.py")  # Or a changed one, to compare.
+# Or a changed one, to compare.
+PROGRAM = os.environ.get("PLAYGROUND_BENCH_PROGRAM", f"{HERE}/../playground.py")
 KUBECONFIG = os.environ.get("PLAYGROUND_TEST_KUBECONFIG", "")
 # Answers one listing, then watches in silence.
 STAND_IN = """#!/bin/sh
@@ -39,11 +40,13 @@ NGINX = """daemon off; master_process off; pid {folder}/nginx.pid; error_log {fo
 events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 1000000000; default_type application/json;
-  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
   server {{
     listen 127.0.0.1:{port} ssl backlog=1024;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets off; ssl_session_cache off; ssl_verify_client on;
-    ssl_certificate {store}/server/server.crt; ssl_certificate_key {store}/server/server.key; ssl_client_certificate {store}/ca/ca.crt;
+    ssl_certificate {store}/server/server.crt; ssl_certificate_key {store}/server/server.key;
+    ssl_client_certificate {store}/ca/ca.crt;
     location / {{ return 200 '{{"user_id": "alice", "status": "ready"}}\\n'; }}
   }}
 }}
@@ -69,7 +72,7 @@ class Process:
             raise
 
     def wait_for(self, pattern: str) -> str:
-        """Wait for a line of the log, and return what the pattern's group matches. Raises SystemExit if none comes."""
+        """Wait for a line of the log; return what the pattern's group matches. Raises SystemExit."""
         while time.monotonic() < self.started + 30 and self.process.poll() is None:
             with open(self.log, encoding="utf-8") as file:
                 if found := re.search(pattern, file.read(), re.M):
@@ -120,7 +123,8 @@ def ours(databases: int = 1, *options: str, namespace: str = "") -> Process:
     """Start the server, on the cluster if a namespace is given, else with so many databases known."""
     if not namespace:
         options = (*options, f"--kubectl={stand_in(databases)}")
-    files = [f"--ca_crt={store()}/ca/ca.crt", f"--server_key={store()}/server/server.key", f"--server_crt={store()}/server/server.crt"]
+    files = [f"--ca_crt={store()}/ca/ca.crt", f"--server_key={store()}/server/server.key",
+             f"--server_crt={store()}/server/server.crt"]
     return Process(sys.executable, PROGRAM, "--host=127.0.0.1", "--port=0", *files,
                    f"--namespace={namespace or 'bench'}", "--max_connections_per_client=1000", *options,
                    kubeconfig=KUBECONFIG if namespace else "")
@@ -134,7 +138,7 @@ def filled(user: str, number: int = 0) -> list[dict[str, Any]]:
 
 
 def stand_in(databases: int) -> str:
-    """Write a stand-in for kubectl that lists alice's database and others, so many together; return its path."""
+    """Write a kubectl that lists alice's database and others, so many together; return its path."""
     program = path(f"kubectl-{databases}")
     if os.path.exists(program):
         return program
@@ -145,10 +149,12 @@ def stand_in(databases: int) -> str:
             password = item.pop("stringData", {})["password"] if kind == "Secret" else ""
             # Read from an API server, an object of ours is longer by about so much.
             item["metadata"].update(
-                uid=secrets.token_hex(18), resourceVersion=str(number + 1), creationTimestamp=playground.rfc3339(time.time()),
+                uid=secrets.token_hex(18), resourceVersion=str(number + 1),
+                creationTimestamp=playground.rfc3339(time.time()),
                 managedFields=[secrets.token_hex(1000 if kind == "StatefulSet" else 300)])
             item |= {"status": {"readyReplicas": 1}} if kind == "StatefulSet" else {}
-            item |= {"data": {"password": base64.b64encode(password.encode()).decode()}} if kind == "Secret" else {}
+            if kind == "Secret":
+                item["data"] = {"password": base64.b64encode(password.encode()).decode()}
             if kind == "Service":
                 item["spec"]["clusterIP"] = "10.0.0.1"
             listing[kind].append(item)

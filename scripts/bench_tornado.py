@@ -43,7 +43,8 @@ async def main(key_store: str) -> None:
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     server = tornado.httpserver.HTTPServer(
-        tornado.web.Application([("/api/heart_beat", HeartBeat), ("/api/create_db", CreateDb)]), ssl_options=context)
+        tornado.web.Application([("/api/heart_beat", HeartBeat), ("/api/create_db", CreateDb)]),
+        ssl_options=context)
     sockets = tornado.netutil.bind_sockets(0, "127.0.0.1", backlog=1024)
     server.add_sockets(sockets)
     print(f"port={sockets[0].getsockname()[1]}", flush=True)

@@ -1,4 +1,4 @@
-"""Besiege a server with strangers of every kind at once, while a certified client measures its heart beats."""
+"""Besiege a server with strangers of every kind, while a certified client measures its heart beats."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def beats(server: test.Running, seconds: float) -> list[float]:
     while time.monotonic() < end:
         started = time.monotonic()
         with context.wrap_socket(connect(server.port), server_hostname="localhost") as connection:
-            connection.sendall(b"GET /api/heart_beat?user_id=alice HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /api/heart_beat?user_id=alice HTTP/1.1\r\nHost: x\r\n"
+                               b"Connection: close\r\n\r\n")
             if not test.receive_all(connection).startswith(b"HTTP/1.1 200 "):
                 raise SystemExit("siege: a heart beat was not answered")
         taken.append((time.monotonic() - started) * 1000)
@@ -94,7 +95,8 @@ def burden(server: test.Running) -> dict[str, int]:
     pid = server.process.pid
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
         lines = dict(line.split(":", 1) for line in file)
-    return {"MB": int(lines["VmRSS"].split()[0]) // 1024, "threads": int(lines["Threads"]), "files": len(os.listdir(f"/proc/{pid}/fd"))}
+    return {"MB": int(lines["VmRSS"].split()[0]) // 1024, "threads": int(lines["Threads"]),
+            "files": len(os.listdir(f"/proc/{pid}/fd"))}
 
 
 def main() -> int:
@@ -106,14 +108,17 @@ def main() -> int:
     other.load_cert_chain(test.path("other_store/alice/alice.crt"), test.path("other_store/alice/alice.key"))
     nobody = test.tls("")
     kinds: dict[str, Attack] = {
-        "say nothing": connect, "half a ClientHello": half_a_hello, "random bytes": lambda port: connect(port, os.urandom(200)),
+        "say nothing": connect, "half a ClientHello": half_a_hello,
+        "random bytes": lambda port: connect(port, os.urandom(200)),
         "plain HTTP": lambda port: connect(port, b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"),
-        "no certificate": lambda port: handshake(port, nobody), "another CA's": lambda port: handshake(port, other)}
+        "no certificate": lambda port: handshake(port, nobody),
+        "another CA's": lambda port: handshake(port, other)}
     done: multiprocessing.Queue[str] = multiprocessing.Queue()
     with test.Running(kubeconfig=test.path("dead.kubeconfig"), python=()) as server:
         beats(server, 2)
         before, quiet = burden(server), beats(server, BEATS_SECONDS)
-        attackers = [multiprocessing.Process(target=attack, args=(name, kind, server.port, seconds, done)) for name, kind in kinds.items()]
+        attackers = [multiprocessing.Process(target=attack, args=(name, kind, server.port, seconds, done))
+                     for name, kind in kinds.items()]
         for process in attackers:
             process.start()
         besieged, most = [], dict.fromkeys(before, 0)
@@ -127,11 +132,13 @@ def main() -> int:
         time.sleep(SETTLE_SECONDS)
         after = burden(server)
         lines = server.lines("handshake outcome=refused")
-    print(f"{len(besieged)} heart beats in {seconds:.0f} s, all answered, besieged by: {', '.join(strangers)}")
+    print(f"{len(besieged)} heart beats in {seconds:.0f} s, all answered, besieged by: "
+          f"{', '.join(strangers)}")
     tails = []
     for name, taken in (("undisturbed", quiet), ("besieged", besieged)):
         tails.append(statistics.quantiles(taken, n=100)[98])
-        print(f"  {name:12} p50 {statistics.median(taken):6.1f} ms   p99 {tails[-1]:6.1f} ms   most {max(taken):6.1f} ms")
+        print(f"  {name:12} p50 {statistics.median(taken):6.1f} ms   p99 {tails[-1]:6.1f} ms   most "
+              f"{max(taken):6.1f} ms")
     ratio = tails[1] / tails[0]
     print(f"  p99 besieged / undisturbed: {ratio:.1f}")
     for name, value in before.items():

@@ -1,4 +1,4 @@
-"""Soak two servers on one namespace: users and faults at random, and the cluster held against what the users were told."""
+"""Soak two servers on one namespace: users and faults at random, and a look at what they leave."""
 
 from __future__ import annotations
 
@@ -31,24 +31,28 @@ import playground
 from tests import harness as test
 
 USERS, CLIENTS = 200, ("alice", "bob", "carol", "dave")
-# The servers' idle timeout and rounds: so short that many are swept, and so long that two cores can write the beats.
+# The servers' idle timeout and rounds: so short that many are swept, and so long that two cores can write the
+# beats.
 IDLE_SECONDS, ROUND_SECONDS = 30.0, 3.0
-# Who was heard of within this keeps the database. It is less than the idle timeout by what a beat may take to the other
-# server when its kubectl is slow or killed; and kill -9 loses the beats of so long.
+# Who was heard of within this keeps the database. It is less than the idle timeout by what a beat may take to
+# the other server when its kubectl is slow or killed; and kill -9 loses the beats of so long.
 KEPT_SECONDS, LOST_SECONDS = 15.0, 10.0
 # Until a change shows in the other server's table; and until it does after a watch was killed.
 LAG_SECONDS, RELIST_SECONDS = 3.0, 10.0
 # For so long a delete_db that was not answered may still be carried out: two kubectls, one after the other.
 DOUBT_SECONDS = 2 * playground.KUBECTL_SECONDS
-# The plug-in hangs up after the first; who keeps asking has a database after the second, whatever fails meanwhile.
+# The plug-in hangs up after the first; who keeps asking has a database after the second, whatever fails
+# meanwhile.
 ANSWER_SECONDS, SERVED_SECONDS = 20.0, 120.0
 # Between two faults, on average; and how long one may be the reason for a 503.
 FAULT_SECONDS, EXCUSE_SECONDS = 3.0, 45.0
 SLACK_SECONDS = 60.0  # For what is due on a busy machine: the sweep deletes 30 a round.
-# A server's memory is level after this, and half the run: all connections have been there. A shorter run says nothing of it.
+# A server's memory is level after this, and half the run: all connections have been there. A shorter run says
+# nothing of it.
 LEVEL_SECONDS, MAX_GROWTH_MB = 150.0, 10
 STATUSES = {"create_db": (200, 503), "delete_db": (200, 503), "heart_beat": (200,), "list_db": (200, 503)}
-PATHS = {"StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets", "Service": "/api/v1/namespaces/{}/services",
+PATHS = {"StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets",
+         "Service": "/api/v1/namespaces/{}/services",
          "Secret": "/api/v1/namespaces/{}/secrets"}
 
 
@@ -62,7 +66,8 @@ class Server:
 
     def start(self) -> None:
         """Start a process."""
-        options = (f"--port={self.port}", f"--idle_timeout={IDLE_SECONDS}", f"--sweep_interval={ROUND_SECONDS}")
+        options = (f"--port={self.port}", f"--idle_timeout={IDLE_SECONDS}",
+                   f"--sweep_interval={ROUND_SECONDS}")
         self.runs.append(test.Running(*options, python=()))
         self.port = self.runs[-1].port
 
@@ -96,9 +101,11 @@ class Soak:
         self.ending, self.over = threading.Event(), threading.Event()
         self.tls = {client: test.tls(client) for client in CLIENTS}
         self.users = [User(self, number, seed) for number in range(USERS)]
-        threading.excepthook = lambda failure: self.wrong("".join(traceback.format_exception(*failure[:3])), failure.thread)
+        threading.excepthook = lambda failure: self.wrong("".join(traceback.format_exception(*failure[:3])),
+                                                          failure.thread)
         # The way to the cluster past the servers.
-        self.proxy = subprocess.Popen(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "proxy", "--port=0"], stdout=subprocess.PIPE)
+        self.proxy = subprocess.Popen(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "proxy", "--port=0"],
+                                      stdout=subprocess.PIPE)
         assert self.proxy.stdout
         self.proxy_port = int(re.findall(rb":(\d+)", self.proxy.stdout.readline())[0])
 
@@ -121,7 +128,8 @@ class Soak:
 
     def get(self, path: str) -> Any:
         """Read from the API server; None if it is not there."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy_port, timeout=60)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy_port,
+                                                           timeout=60)) as connection:
             connection.request("GET", path.format(test.namespace))
             response = connection.getresponse()
             answer = json.loads(response.read())
@@ -131,14 +139,15 @@ class Soak:
     # -- faults
 
     def disturb(self, seconds: float) -> None:
-        """Let faults happen. Server A is restarted in the first third only, so that its memory tells something."""
+        """Let faults happen. Server A is restarted in the first third only, so that its memory tells."""
         started, restarts = time.monotonic(), []
         while (now := time.monotonic() - started) < seconds:
             if now > max(seconds / 2, LEVEL_SECONDS) and ("A", "level") not in self.burdens:
                 self.measure("level")
             time.sleep(min(self.random.expovariate(1 / FAULT_SECONDS), 10.0))
             server = self.random.choice(self.servers)
-            kind = self.random.choices(("kubectl killed", "watch killed", "watch stopped", "server ended"), (6, 3, 2, 2))[0]
+            kind = self.random.choices(("kubectl killed", "watch killed", "watch stopped", "server ended"),
+                                       (6, 3, 2, 2))[0]
             if server.restarting.locked():
                 continue
             if (status := server.runs[-1].process.poll()) is not None:
@@ -163,13 +172,17 @@ class Soak:
         found: list[tuple[int, str]] = []
         end = time.monotonic() + 3
         while not found and time.monotonic() < end:
-            found = [(pid, what) for pid, what in server.kubectls().items() if ("watch=1" in what) == ("watch" in kind)]
+            found = [(pid, what)
+                     for pid, what in server.kubectls().items() if ("watch=1" in what) == ("watch" in kind)]
         for pid, what in self.random.sample(found, self.random.randint(1, len(found))) if found else ():
-            # Stopped, it is as if the API server had become a black hole. After the longest of these the server ends it.
-            seconds = self.random.choice((2, 5, 10, 20, playground.WATCH_SECONDS + playground.WATCH_GRACE_SECONDS)) if "stop" in kind else 0
+            # Stopped, it is as if the API server had become a black hole. After the longest of these the
+            # server ends it.
+            longest = playground.WATCH_SECONDS + playground.WATCH_GRACE_SECONDS
+            seconds = self.random.choice((2, 5, 10, 20, longest)) if "stop" in kind else 0
             if "--raw" in what:
                 server.late_until = max(server.late_until, time.monotonic() + seconds + RELIST_SECONDS)
-            self.fault(server, kind, f"{what.partition('?')[0][:120]} {f'for {seconds} s' if seconds else ''}")
+            self.fault(server, kind,
+                       f"{what.partition('?')[0][:120]} {f'for {seconds} s' if seconds else ''}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP if seconds else signal.SIGKILL)
             if seconds:
@@ -208,7 +221,7 @@ class Soak:
     # -- the end
 
     def judge(self) -> None:
-        """Hold the cluster against what the users were told, once the faults are over and what is idle had its time to go."""
+        """Hold the cluster against what users were told, once faults are over and the idle had time to go."""
         self.ending.set()
         for server in self.servers:
             server.runs[-1].known()
@@ -222,12 +235,14 @@ class Soak:
             time.sleep(1)
             found = collections.defaultdict(dict)
             for kind, path in PATHS.items():
-                for item in self.get(f"{path}?labelSelector={urllib.parse.quote(playground.SELECTOR)}")["items"]:
+                selector = urllib.parse.quote(playground.SELECTOR)
+                for item in self.get(f"{path}?labelSelector={selector}")["items"]:
                     if "deletionTimestamp" not in item["metadata"]:
                         found[item["metadata"]["name"]][kind] = item
             entitled = {name for name, user in users.items() if user.here}
         idle = {name for name in found.keys() - entitled if "StatefulSet" in found[name]}
-        self.counts.update({"users entitled to a database": len(entitled), "databases in the cluster": len(found)})
+        self.counts.update({"users entitled to a database": len(entitled),
+                            "databases in the cluster": len(found)})
         for what, names in (
                 ("entitled users whose database is not what they were told, or lost", {
                     name for name in entitled if users[name].mismatch(found[name], users[name].told)}),
@@ -247,16 +262,20 @@ class Soak:
         while more and time.monotonic() < deadline:
             time.sleep(0.1)
             self.measure("end")
-            more = {f"server {name} has more {what} than at the start" for (name, when), start in self.burdens.items() if when == "start"
-                    for what in ("threads", "files", "kubectls") if self.burdens[name, "end"][what] > start[what]}
-        if ("A", "level") in self.burdens and self.burdens["A", "load"]["MB"] > self.burdens["A", "level"]["MB"] + MAX_GROWTH_MB:
+            more = {f"server {name} has more {what} than at the start"
+                    for (name, when), start in self.burdens.items() if when == "start"
+                    for what in ("threads", "files", "kubectls")
+                    if self.burdens[name, "end"][what] > start[what]}
+        level = self.burdens.get(("A", "level"))
+        if level and self.burdens["A", "load"]["MB"] > level["MB"] + MAX_GROWTH_MB:
             more.add("server A's memory grew")
         for what in more:
             self.wrong(what)
 
     def read_logs(self) -> None:
         """Look for what should not be in the logs, and count what the servers did."""
-        for line in (line for server in self.servers for run in server.runs for line in run.log().splitlines()):
+        for line in (line for server in self.servers for run in server.runs
+                     for line in run.log().splitlines()):
             if "Traceback" in line or "level=" not in line:
                 self.wrong(f"a log says: {line}")
             for what in ("sweep user=", "repair user=", "kubectl verb="):
@@ -269,14 +288,17 @@ class User(threading.Thread):
     def __init__(self, soak: Soak, number: int, seed: int) -> None:
         self.user_id = f"user-{number}" if number % 5 else f"Üser_{number}"
         super().__init__(name=f"mysql-{playground.slug(self.user_id)}", daemon=True)
-        self.soak, self.client, self.random = soak, CLIENTS[number % len(CLIENTS)], random.Random(f"{seed} {number}")
+        self.soak, self.client = soak, CLIENTS[number % len(CLIENTS)]
+        self.random = random.Random(f"{seed} {number}")
         self.connections: dict[tuple[str, str], http.client.HTTPSConnection] = {}
         self.history: collections.deque[tuple[float, str]] = collections.deque(maxlen=60)
         self.here = False  # Has a database and keeps beating.
         self.told = ""  # The data source.
         self.deleted: set[str] = set()  # Earlier ones.
-        self.beats: collections.deque[tuple[float, test.Running]] = collections.deque(maxlen=50)  # With who heard each.
-        # Whether a table that was not late told it, and the user was heard of ever since; from when on every server knows.
+        # With who heard each.
+        self.beats: collections.deque[tuple[float, test.Running]] = collections.deque(maxlen=50)
+        # Whether a table that was not late told it, and the user was heard of ever since; from when on every
+        # server knows.
         self.sure, self.settled_at = False, -math.inf
 
     def call(self, api: str, server: Server, client: str = "") -> tuple[int, Any]:
@@ -293,21 +315,26 @@ class User(threading.Thread):
             if api in ("create_db", "delete_db"):
                 connection.request("POST", f"/api/{api}", json.dumps({"user_id": self.user_id}))
             else:
-                connection.request("GET", f"/api/{api}" + ("" if api == "list_db" else f"?user_id={urllib.parse.quote(self.user_id)}"))
+                connection.request("GET", f"/api/{api}"
+                                   + ("" if api == "list_db"
+                                      else f"?user_id={urllib.parse.quote(self.user_id)}"))
             response = connection.getresponse()
             answer, status = json.loads(response.read()), response.status
         except (OSError, http.client.HTTPException) as error:
             answer = {"error": repr(error)}
             connection.close()
         taken, late = time.monotonic() - started, server.late_until > started
-        self.history.append((time.time(), f"{server.name} {api}{f' by {client}' if client != self.client else ''} {status} "
-                             f"after {taken:.2f} s{', its table may be late' if late else ''}: {json.dumps(answer)[:200]}"))
+        self.history.append((time.time(),
+                             f"{server.name} {api}{f' by {client}' if client != self.client else ''} "
+                             f"{status} after {taken:.2f} s{', its table may be late' if late else ''}: "
+                             f"{json.dumps(answer)[:200]}"))
         self.soak.count(f"{api} {({0: 'without an answer', -1: 'not sent'}).get(status, status)}", taken)
         if status > 0 and status not in STATUSES[api] and client == self.client:
             self.wrong(f"{api} was answered {status}: {answer}")
         if status == 503:
             self.soak.count(f"503: {answer['error']}")
-            if not response.headers["Retry-After"] or time.monotonic() > self.soak.last_fault + EXCUSE_SECONDS:
+            excused = time.monotonic() <= self.soak.last_fault + EXCUSE_SECONDS
+            if not response.headers["Retry-After"] or not excused:
                 self.wrong(f"{api} was answered 503 without Retry-After or any fault: {answer}")
         if api == "create_db" and taken > ANSWER_SECONDS:
             self.wrong(f"create_db took {taken:.1f} s")
@@ -318,7 +345,7 @@ class User(threading.Thread):
         self.soak.wrong(what, self)
 
     def silent(self) -> float:
-        """Return for how many seconds it may be that nobody has heard of the user: kill -9 loses the last beats."""
+        """Return for how many seconds nobody may have heard of the user: kill -9 loses the last beats."""
         kept = (at for at, run in self.beats if at <= self.soak.killed.get(run, math.inf) - LOST_SECONDS)
         return time.monotonic() - max(kept, default=-math.inf)
 
@@ -354,12 +381,14 @@ class User(threading.Thread):
         timely = started > max(self.settled_at, server.late_until)
         if timely:
             self.soak.count("checked: the data source is what the cluster has")
-            if mismatch := self.mismatch({kind: self.soak.get(f"{path}/{self.name}") for kind, path in PATHS.items()}, source):
+            if mismatch := self.mismatch({kind: self.soak.get(f"{path}/{self.name}")
+                                          for kind, path in PATHS.items()}, source):
                 self.wrong(f"was told {source}, and {mismatch}")
             if source in self.deleted:
                 self.wrong(f"was told {source} once more, which was deleted")
         if source != self.told:
-            self.soak.count("databases made anew with a note" if "note" in answer else "databases that were new to their users")
+            self.soak.count("databases made anew with a note" if "note" in answer
+                            else "databases that were new to their users")
             self.settle(LAG_SECONDS)
         elif KEPT_SECONDS < self.silent() < IDLE_SECONDS + LOST_SECONDS:
             self.settle(LOST_SECONDS)  # That the user is back in time may reach the other server too late.
@@ -371,9 +400,11 @@ class User(threading.Thread):
         """Say how the user's objects do not fit a data source, if they do not."""
         if missing := [kind for kind in PATHS if not objects.get(kind)]:
             return f"there is no {' and no '.join(missing)}"
-        annotations = {tuple(item["metadata"]["annotations"][key] for key in (playground.SET, playground.USER_ID, playground.CLIENT))
+        annotations = {tuple(item["metadata"]["annotations"][key]
+                             for key in (playground.SET, playground.USER_ID, playground.CLIENT))
                        for item in objects.values()}
-        password, host = base64.b64decode(objects["Secret"]["data"]["password"]).decode(), objects["Service"]["spec"]["clusterIP"]
+        password = base64.b64decode(objects["Secret"]["data"]["password"]).decode()
+        host = objects["Service"]["spec"]["clusterIP"]
         if len(annotations) > 1 or next(iter(annotations))[1:] != (self.user_id, self.client):
             return f"its objects disagree: {annotations}"
         return "" if f":{password}@tcp({host}:" in source else f"the cluster has {password} at {host}"
@@ -403,7 +434,8 @@ class User(threading.Thread):
         server, started = self.random.choice(self.soak.servers), time.monotonic()
         if self.known(server, started):
             api = self.random.choice(("create_db", "delete_db", "heart_beat"))
-            status, answer = self.call(api, server, self.random.choice([client for client in CLIENTS if client != self.client]))
+            other = self.random.choice([client for client in CLIENTS if client != self.client])
+            status, answer = self.call(api, server, other)
             nothing = ("unknown",) if self.known(server, started) else ("unknown", "absent")
             if status not in (403, 503, 0, -1) and not (api == "heart_beat" and answer["status"] in nothing):
                 self.wrong(f"another client was answered {status}: {answer}")
@@ -420,7 +452,7 @@ class User(threading.Thread):
             self.soak.ending.wait(self.random.uniform(1, 4))
 
     def visit(self) -> None:
-        """Get a database, work with it, and go, with the database or without; but stay when the faults end."""
+        """Get a database, work with it, and go, with or without it; but stay when the faults end."""
         started, pause = time.monotonic(), self.soak.ending.wait
         while not self.create():
             if pause(self.random.uniform(1, 5)):
@@ -456,8 +488,8 @@ class User(threading.Thread):
 
 def soak(seconds: float, seed: int) -> int:
     """Soak; print what came of it; return the exit status."""
-    print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, idle after {IDLE_SECONDS:.0f} s, "
-          f"rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}", flush=True)
+    print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, idle after "
+          f"{IDLE_SECONDS:.0f} s, rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}", flush=True)
     this = Soak(seed)
     try:
         for server in this.servers:
@@ -488,7 +520,8 @@ def soak(seconds: float, seed: int) -> int:
     for what, count in sorted(this.counts.items()):
         print(f"{count:8}  {what}{f', in {this.longest[what]:.1f} s at most' if this.longest[what] else ''}")
     for (name, when), burdens in sorted(this.burdens.items()):
-        print(f"          server {name}, {when}: {', '.join(f'{value} {what}' for what, value in burdens.items())}")
+        print(f"          server {name}, {when}: "
+              f"{', '.join(f'{value} {what}' for what, value in burdens.items())}")
     print(f"{len(this.wrongs):8}  things wrong")
     if this.wrongs:
         kept = tempfile.mkdtemp(prefix="soak-")
@@ -501,9 +534,11 @@ def soak(seconds: float, seed: int) -> int:
 
 def main() -> int:
     """Read the command line, make certificates and a namespace, and soak."""
-    parser = argparse.ArgumentParser(prog="soak", description="Soak two servers with users and faults at random.")
+    parser = argparse.ArgumentParser(prog="soak",
+                                     description="Soak two servers with users and faults at random.")
     parser.add_argument("seconds", type=float)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="what users and faults are drawn with")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6),
+                        help="what users and faults are drawn with")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
