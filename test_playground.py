@@ -635,12 +635,13 @@ class Databases(unittest.TestCase):
                 unittest.mock.patch("secrets.token_hex", return_value="5ecret0123456789abcdef5ecret0123"):
             cluster.create_group([work])
             outcome = work.failure
-        assert outcome
+        assert isinstance(outcome, playground.KubectlError)
+        told = playground.told(outcome).message
         self.assertIn("outcome=invalid", logs.output[0])
         self.assertIn("***", logs.output[0])
-        for text in (str(outcome), outcome.message, *logs.output):
+        for text in (str(outcome), told, *logs.output):
             self.assertNotIn("5ecret", text)
-        self.assertIn("invalid", outcome.message)
+        self.assertIn("invalid", told)
 
     def test_stopping_server_finishes_what_is_in_flight(self) -> None:
         with Running().known() as other:
