@@ -1,8 +1,8 @@
 """Load for the benchmark: kept connections, as fast as they are answered or at a rate of its own.
 
 Kept to system calls and OpenSSL: a request costs this client a small part of what it costs a server in
-Python, which the benchmark prints. A handshake costs a client in Python as much as a server, so new connections
-are bench_connect.c's.
+Python, which the benchmark prints. A handshake costs a client in Python as much as a server, so new
+connections are bench_connect.c's.
 """
 
 from __future__ import annotations
