@@ -3113,9 +3113,10 @@ def run(options: argparse.Namespace) -> int:
     for name in server.tls.unlisted:
         log.warning(logfmt("tls", file=options.crl, lacks=name, remedy=UNLISTED))
     server.serve_forever()
-    beats = threading.Thread(target=cluster.write_beats, daemon=True)
-    beats.start()
-    beats.join(max(server.stop_at - time.monotonic(), 0) + LAST_BEATS_SECONDS)
+    with contextlib.suppress(RuntimeError):  # Without a thread to be had these beats are lost.
+        beats = threading.Thread(target=cluster.write_beats, daemon=True)
+        beats.start()
+        beats.join(max(server.stop_at - time.monotonic(), 0) + LAST_BEATS_SECONDS)
     server.refusals.flush(everything=True)
     kubectl.stop()
     lines.flush_for(1)

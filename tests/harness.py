@@ -26,6 +26,7 @@ import threading
 import time
 import unittest
 import unittest.mock
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -39,6 +40,7 @@ REAL = bool(KUBECONFIG) and "PLAYGROUND_TEST_DEVCLUSTER" not in os.environ  # A 
 KUBECTL = os.environ.get("PLAYGROUND_TEST_KUBECTL", "kubectl")
 # SQLFlow's own.
 DATA_SOURCE = re.compile(r"^(\w+)://(.*):(.*)@tcp\(([.a-zA-Z0-9\-]*):?([0-9]*)\)/(\w*)(\?.*)?$")
+STATUS = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
 PATIENCE_SECONDS = 60.0  # Generous: machines are slow at times. No test waits for it unless it fails.
 
 # Of this process, which may run several modules, and one of them twice (pytest --dist=worksteal).
@@ -175,6 +177,26 @@ def stand_in(name: str, script: str) -> str:
     return f"--kubectl={path(name)}"
 
 
+def empty_cluster(name: str, watch: str, listing: str = "") -> tuple[str, Callable[[], list[str]]]:
+    """Make a kubectl of a cluster that holds nothing, with scripts for watches and lists before others'.
+
+    Return the option that names it, and what returns what it was asked, a line each.
+    """
+    asked = path(f"{name}.asked")
+    option = stand_in(name, f"""echo "$*" >> {asked}
+case "$*" in
+*watch=1*) {watch};;
+*"get --raw"*) {listing or ':'}
+  echo '{{"kind": "List", "metadata": {{"resourceVersion": "7"}}, "items": []}}';;
+esac
+exit""")
+
+    def lines() -> list[str]:
+        with open(asked, encoding="utf-8") as file:
+            return file.read().splitlines()
+    return option, lines
+
+
 class Running:
     """A server process on a free port. Its end must be clean, and its log without tracebacks and warnings."""
 
@@ -308,6 +330,33 @@ def tls(client: str) -> ssl.SSLContext:
     return context
 
 
+def is_answered(connection: ssl.SSLSocket) -> bool:
+    """Ask on an open connection; tell whether it was answered, and not closed."""
+    try:
+        connection.sendall(STATUS)
+        return connection.recv(65536).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def refused(*options: str, **environment: str) -> str:
+    """Start a server that must not start; return the line that it says."""
+    store = path("key_store")
+    result = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "playground.py"), "--host=127.0.0.1", "--port=0",
+         f"--namespace={namespace}", f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
+         f"--server_crt={store}/server/server.crt", *options], capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS, env={**os.environ, "KUBECONFIG": path("dead.kubeconfig"), **environment})
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), (options, result.stderr)
+    return result.stderr
+
+
+def altered(change: str) -> tuple[str, str]:
+    """Return the server as a program with something changed before it starts."""
+    return "-c", (f"import sys\nsys.path.insert(0, {ROOT!r})\nimport playground\n{change}\n"
+                  "sys.exit(playground.main())\n")
+
+
 def stepping(offset: str) -> tuple[str, str]:
     """Return the server as a program whose wall clock, and nobody else's, is off by the seconds in a file."""
     return "-c", ("import sys, time\nreal = time.time\ndef stepped():\n"
@@ -343,6 +392,63 @@ def objects_of(user_id: str) -> list[str]:
     listing = kubectl("get", "statefulset,service,secret", "-l",
                       f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
     return listing.split()
+
+
+# ---- Certificates that gen_cert.sh does not make -----------------------------------------------------
+
+
+class Ca:
+    """A certificate authority for what gen_cert.sh does not make."""
+
+    def __init__(self, key: str, certificate: str) -> None:
+        self.key, self.certificate = key, certificate
+        self.folder = tempfile.mkdtemp(dir=path())
+        with open(f"{self.folder}/conf", "w", encoding="utf-8") as file:
+            file.write(f"[ca]\ndefault_ca = a\n[a]\ndatabase = {self.folder}/index\n"
+                       f"serial = {self.folder}/serial\nnew_certs_dir = {self.folder}\n"
+                       "default_md = sha256\npolicy = p\n[p]\ncommonName = optional\n")
+        for name in ("index", "serial"):
+            with open(f"{self.folder}/{name}", "w", encoding="utf-8") as file:
+                file.write("" if name == "index" else "77000001")
+
+    def run(self, *arguments: str, stdin: bytes = b"") -> None:
+        subprocess.run(["openssl", "ca", "-config", f"{self.folder}/conf", "-batch", "-notext", "-cert",
+                        self.certificate, "-keyfile", self.key, *arguments], input=stdin, check=True,
+                       capture_output=True)
+
+    def certify(self, subject: str, seconds: int) -> ssl.SSLContext:
+        """Return the context of a client with alice's key and a certificate for so many seconds."""
+        key = path("key_store/alice/alice.key")
+        request = subprocess.run(["openssl", "req", "-new", "-key", key, "-subj", subject], check=True,
+                                 capture_output=True).stdout
+        dates = [time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + offset))
+                 for offset in (-60, seconds)]
+        self.run("-in", "/dev/stdin", "-out", f"{self.folder}/crt", "-preserveDN", "-startdate", dates[0],
+                 "-enddate", dates[1], stdin=request)
+        context = tls("")
+        context.load_cert_chain(f"{self.folder}/crt", key)
+        return context
+
+    def list_for(self, seconds: int, name: str) -> str:
+        """Make a revocation list for so many seconds; return its path."""
+        self.run("-gencrl", "-crlsec", str(seconds), "-out", f"{name}.new")
+        os.replace(f"{name}.new", name)
+        return name
+
+
+def our_ca() -> Ca:
+    return Ca(path("key_store/ca/ca.key"), path("key_store/ca/ca.crt"))
+
+
+def another_ca(name: str, extension: str = "") -> str:
+    """Make a self-signed CA; return the start of the paths of its .key and .crt."""
+    with open(path(f"{name}.conf"), "w", encoding="utf-8") as file:
+        file.write(f"[req]\ndistinguished_name = d\nx509_extensions = e\nprompt = no\n[d]\nCN = {name}\n"
+                   f"[e]\nbasicConstraints = critical, CA:TRUE\n{extension}\n")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                    "-nodes", "-days", "90", "-config", path(f"{name}.conf"), "-keyout", path(f"{name}.key"),
+                    "-out", path(f"{name}.crt")], check=True, capture_output=True)
+    return path(name)
 
 
 # ---- The templates ---------------------------------------------------------------------------------

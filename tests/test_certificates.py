@@ -1,4 +1,4 @@
-"""Tests of gen_cert.sh: certificates, the revocation list, renewal, and what is left when it is cut short."""
+"""Tests of gen_cert.sh, also when it is cut short, and of what the server makes of TLS files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
+import sys
+import time
 import unittest
 import unittest.mock
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +21,17 @@ from tests import harness
 from tests.harness import (
     PATIENCE_SECONDS,
     ROOT,
+    Ca,
+    Running,
+    another_ca,
     eventually,
     gen_cert,
+    is_answered,
+    our_ca,
     path,
+    receive_all,
+    refused,
+    tls,
 )
 
 setUpModule = harness.set_up
@@ -324,3 +335,70 @@ class Certificates(unittest.TestCase):
         self.assertEqual(gen_cert("--revoke", "alice", store="no_such").returncode, 2)
         self.assertFalse(os.path.exists(path("no_such")))
         self.assertEqual(openssl("crl", "-in", path("key_store/ca/ca.crl")), before)
+
+
+class TlsFiles(unittest.TestCase):
+    def lifetime(self, server: Running, context: ssl.SSLContext) -> float:
+        """Beat on one connection, keep another one idle, until both have ended; return how long it took."""
+        def connected() -> ssl.SSLSocket:
+            plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS)
+            return context.wrap_socket(plain, server_hostname="localhost")
+        started = time.monotonic()
+        with connected() as beating, connected() as idle:
+            while is_answered(beating):
+                self.assertLess(time.monotonic() - started, 20)
+                time.sleep(0.25)
+            ended = time.monotonic() - started
+            idle.settimeout(2)
+            self.assertEqual(receive_all(idle), b"")
+            return ended
+
+    def test_kept_connection_ends_with_its_certificate(self) -> None:
+        with Running() as server:
+            context = our_ca().certify("/CN=alice", 4)
+            self.assertLess(abs(self.lifetime(server, context) - 4), 2.5)
+            self.assertEqual(server.call("alice", "status")[0], 200)
+
+    def test_kept_connection_ends_with_the_revocation_list(self) -> None:
+        crl = our_ca().list_for(8, path("short.crl"))
+        with Running(f"--crl={crl}") as server:
+            # Of the eight seconds, the start took some.
+            self.assertLess(self.lifetime(server, tls("alice")), 8 + 2.5)
+
+    def test_list_whose_issuer_only_occurs_somewhere_in_the_cas_certificate_is_refused(self) -> None:
+        other = another_ca("Another CA")
+        named = another_ca("Named CA", "subjectAltName = dirName:other\n[other]\nCN = Another CA")
+        crl = Ca(f"{other}.key", f"{other}.crt").list_for(90 * 86400, path("another.crl"))
+        self.assertIn(f"--crl {crl}", refused(f"--ca_crt={named}.crt", f"--crl={crl}"))
+
+    def test_ca_without_a_list_while_another_one_has_one_is_told_at_start_and_by_check(self) -> None:
+        other = another_ca("Listless CA")
+        with open(path("two.crt"), "w", encoding="utf-8") as bundle:
+            for name in (path("key_store/ca/ca.crt"), f"{other}.crt"):
+                with open(name, encoding="utf-8") as file:
+                    bundle.write(file.read())
+        crl, both = path("key_store/ca/ca.crl"), path("both.crl")
+        with open(both, "w", encoding="utf-8") as bundle:
+            for name in (crl, Ca(f"{other}.key", f"{other}.crt").list_for(90 * 86400, path("other.crl"))):
+                with open(name, encoding="utf-8") as file:
+                    bundle.write(file.read())
+        for lists, told in ((crl, True), (both, False)):
+            with self.subTest(told=told):
+                with Running(f"--ca_crt={path('two.crt')}", f"--crl={lists}") as server:
+                    self.assertEqual(server.call("alice", "status")[0], 200)
+                warnings = server.lines("level=WARNING event=tls")
+                self.assertEqual(len(warnings), int(told), warnings)
+                store = path("key_store/server")
+                check = subprocess.run(
+                    [sys.executable, os.path.join(ROOT, "playground.py"), "--check", "--namespace=x",
+                     f"--ca_crt={path('two.crt')}", f"--crl={lists}", f"--server_key={store}/server.key",
+                     f"--server_crt={store}/server.crt"], capture_output=True, text=True, timeout=60,
+                    env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")}).stdout
+                self.assertEqual(len(re.findall(r"(?m)^WRONG .*\b(?:list|crl)\b", check)), int(told), check)
+
+    def test_certificate_that_is_no_cas_is_refused_in_words(self) -> None:
+        certificate = path("key_store/server/server.crt")
+        line = refused(f"--ca_crt={certificate}")
+        self.assertIn(f"--ca_crt {certificate}", line)
+        self.assertRegex(line, "name the CA's certificate")
+        self.assertNotRegex(line, r"min\(|argument|empty")

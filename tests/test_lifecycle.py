@@ -6,17 +6,22 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import unittest
 import unittest.mock
+import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import yaml
 
 import playground
 from tests import harness
@@ -26,7 +31,11 @@ from tests.harness import (
     PATIENCE_SECONDS,
     REAL,
     ROOT,
+    STATUS,
     Running,
+    altered,
+    descendants,
+    empty_cluster,
     eventually,
     kill,
     kubectl,
@@ -38,6 +47,7 @@ from tests.harness import (
     stand_in,
     stepping,
     template,
+    tls,
 )
 
 setUpModule = harness.set_up
@@ -105,6 +115,115 @@ class Ending(unittest.TestCase):
                        "it notices")
             status, answer, _ = server.call("alice", "create_db", "alice")
             self.assertEqual((status, "cannot run kubectl" in answer["error"]), (503, True))
+
+    def test_log_that_nobody_reads_stops_nobody_and_what_was_dropped_is_counted(self) -> None:
+        with Unread() as server:
+            self.assertEqual(server.answers(15_000), 15_000)
+            written, dropped = 0, 0
+            while not dropped and written < 15_000:
+                line = server.stderr.readline()
+                written += len(re.findall(r"event=request .*api=status", line))
+                dropped = int((re.findall(r"\bdropped=(\d+)", line) or "0")[0])
+            self.assertLess(written, 15_000)  # Else nothing has been bounded.
+            self.assertGreaterEqual(written + dropped, 15_000)
+            self.assertEqual(server.answers(50), 50)
+            while "api=status" not in server.stderr.readline():
+                pass  # It goes on.
+
+    def test_sigterm_ends_a_server_whose_log_nobody_reads(self) -> None:
+        with Unread() as server:
+            server.answers(2000)
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(30), 0)
+
+    def test_sigterm_is_a_clean_end_again_and_again(self) -> None:
+        option = stand_in("patient", "exec sleep 1000")
+
+        def start_and_stop(_: int) -> float:
+            with Running(option) as server, server.connect() as connection:
+                connection.sendall(STATUS * 200)  # Some are in flight when it is told to stop.
+                connection.recv(1)
+                started = time.monotonic()
+                server.process.send_signal(signal.SIGTERM)
+                server.process.wait(PATIENCE_SECONDS)
+                return time.monotonic() - started
+        with ThreadPoolExecutor(4) as pool:
+            self.assertLess(max(pool.map(start_and_stop, range(20))), 10)
+
+    @unittest.skipUnless(os.geteuid() == 0, "a namespace of processes can be made by root only")
+    def test_orphan_of_a_kubectl_is_reaped_by_a_server_that_is_pid_1(self) -> None:
+        program = altered(
+            "import ctypes, os, signal\n"
+            "libc = ctypes.CDLL(None)\n"
+            "assert not libc.unshare(0x20000000)\n"  # CLONE_NEWPID
+            "child = os.fork()\n"
+            "if child:\n"
+            "    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))\n"
+            "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+            "assert os.getpid() == 1 and not libc.prctl(1, signal.SIGKILL)")  # PR_SET_PDEATHSIG
+        kubectl = stand_in("leaving", 'case "$*" in *watch=1*|*--raw*) setsid sleep 1.5 & '
+                           "sleep 0.1; echo 'connection refused' >&2; exit 1;; esac")
+        with Running(kubectl, program=program) as server:
+            child = descendants(server.process.pid)[0]
+            orphans: set[int] = set()
+
+            def look() -> bool:
+                with open(f"/proc/{child}/task/{child}/children", encoding="utf-8") as children:
+                    for pid in map(int, children.read().split()):
+                        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", "rb") as comm:
+                            orphans.update({pid} if comm.read() == b"sleep\n" else ())
+                return len(orphans) >= 4
+            eventually(look, "kubectls leave orphans")
+            time.sleep(5)
+            self.assertEqual([pid for pid in orphans if os.path.exists(f"/proc/{pid}")], [])
+            # Who reaps must not take kubectl's exit status away from who waits for it.
+            self.assertEqual([line for line in server.lines("verb=watch") if "outcome=ok" in line], [])
+            self.assertTrue(server.lines("outcome=unreachable"))
+
+
+class Unread:
+    """A server whose log goes into a small pipe, which is read at the start and then when told."""
+
+    def __init__(self) -> None:
+        store = path("key_store")
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "playground.py"), "--host=127.0.0.1", "--port=0",
+             "--namespace=x", f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
+             f"--server_crt={store}/server/server.crt"], stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")})
+        assert self.process.stderr
+        self.stderr = self.process.stderr
+        self.port = 0
+        while not self.port:
+            line = self.stderr.readline()
+            assert line, "it ended"
+            self.port = int((re.findall(r"event=start .*port=(\d+)", line) or "0")[0])
+
+    def __enter__(self) -> Unread:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.stderr.close()
+
+    def answers(self, count: int) -> int:
+        """Send so many requests; return how many were answered before one was not, within 10 s."""
+        plain = socket.create_connection(("127.0.0.1", self.port), 10)
+        answered = 0
+        with tls("alice").wrap_socket(plain, server_hostname="localhost") as connection, \
+                contextlib.suppress(OSError):
+            while answered < count:
+                connection.sendall(STATUS * 50)
+                answers = b""
+                while answers.count(b'"version"') < 50:
+                    data = connection.recv(65536)
+                    if not data:
+                        return answered
+                    answers += data
+                answered += 50
+        return answered
 
 
 @unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
@@ -433,6 +552,137 @@ class Lifecycle(unittest.TestCase):
             self.assertEqual(server.call("alice", "create_db", "changed")[0], 200)
             self.assertEqual(len(objects()), 4)
             self.assertEqual(server.call("alice", "delete_db", "changed")[0], 200)
+
+
+class Watches(unittest.TestCase):
+    def status(self, server: Running) -> Any:
+        return server.call("alice", "status")[1]["cluster"]
+
+    def test_watch_that_meets_what_no_api_server_says_is_told_by_status_and_goes_on(self) -> None:
+        said, listed, deep = path("said"), path("listed"), b"[" * 100_000
+        kubectl, _ = empty_cluster(
+            "garbage", f"while sleep 0.2; do [ -e {said} ] && cat {said} && exec sleep 60; done",
+            f"[ -e {listed} ] && cat {listed} && exit;")
+        server = Running(kubectl)
+        self.addCleanup(server.__exit__, AssertionError)  # Its log may hold tracebacks.
+        eventually(lambda: self.status(server) == "ok", "the cluster is known")
+        gone = b'{"type": "ERROR", "object": {"code": 410}}'
+        for event, listing in (
+                (deep, b""), (b'{"type": "ADDED", "object": 7}', b""), (b"\xff\xfe", b""), (gone, deep),
+                (gone, b'{"metadata": {"resourceVersion": "8"}, "items": 7}'),
+                (b'{"type": [], "object": {"metadata": {"resourceVersion": {}, "name": 1}}}', b"null")):
+            for name, content in ((listed, listing), (said, event)):
+                if content:
+                    with open(name, "wb") as file:
+                        file.write(content + b"\n")
+            eventually(lambda: self.status(server) != "ok", f"status tells: {event[:60]!r}, {listing[:9]!r}")
+            os.remove(said)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(listed)
+            eventually(lambda: self.status(server) == "ok", "it goes on")
+        server.process.send_signal(signal.SIGTERM)
+        self.assertEqual(server.process.wait(PATIENCE_SECONDS), 0)
+
+    def test_watch_that_was_cut_resumes_and_does_not_list_anew(self) -> None:
+        bookmark = '{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "42"}}}'
+        for number, words in enumerate((
+                "unexpected EOF", "http2: client connection lost",
+                "http2: server sent GOAWAY and closed the connection; LastStreamID=1, ErrCode=NO_ERROR")):
+            kubectl, asked = empty_cluster(
+                f"cut-{number}", f"echo '{bookmark}'; sleep 0.5; echo 'error: {words}' >&2; exit 1")
+            with self.subTest(words), Running(kubectl) as server:
+                eventually(lambda server=server: self.status(server) == "ok", "the cluster is known")
+                while sum("watch=1" in line for line in asked()) < 9:
+                    self.assertEqual(self.status(server), "ok")
+                requests = [line.partition("--raw ")[2] for line in asked() if "--raw" in line]
+                lists = [request for request in requests if "watch=1" not in request]
+                self.assertEqual(len(lists), len(set(lists)), lists)
+                resumed = [request for request in requests if "resourceVersion=42&" in request + "&"]
+                self.assertGreaterEqual(len(resumed), 6)
+
+    @unittest.skipUnless(KUBECONFIG, "PLAYGROUND_TEST_KUBECONFIG is not set")
+    def test_watch_whose_connection_was_really_cut_resumes_and_does_not_list_anew(self) -> None:
+        with Cuttable() as proxy, Running(kubeconfig=proxy.kubeconfig).known() as server:
+            def listed() -> list[str]:
+                return [line for line in server.lines("event=kubectl verb=get") if "outcome=ok" in line]
+            time.sleep(1)
+            before, watches = listed(), len(proxy.open)
+            for _ in range(3):
+                proxy.cut()
+                self.assertEqual(self.status(server), "ok")
+                eventually(lambda: len(proxy.open) == watches, "the watches run again")
+                time.sleep(0.5)
+            self.assertEqual((listed(), self.status(server)), (before, "ok"))
+            self.assertGreaterEqual(len(server.lines("event=kubectl verb=watch")), 3 * watches)
+            self.assertEqual(server.call("alice", "create_db", "cut")[0], 200)
+            server.call("alice", "delete_db", "cut")
+
+    def test_lists_come_in_pages(self) -> None:
+        page = '{"kind": "List", "metadata": {"resourceVersion": "6", "continue": "TOKEN"}, "items": []}'
+        kubectl, asked = empty_cluster(
+            "pages", "sleep 60", f"case \"$*\" in *continue=TOKEN*);; *) echo '{page}'; exit;; esac;")
+        with Running(kubectl) as server:
+            eventually(lambda: self.status(server) == "ok", "the cluster is known")
+            eventually(lambda: any("watch=1" in line for line in asked()), "it watches")
+        lists = [line for line in asked() if "--raw" in line and "watch=1" not in line]
+        self.assertEqual([line for line in lists if "limit=500" not in line], [])
+        first = [line for line in lists if "continue=" not in line]
+        self.assertEqual((len(lists), len(set(first))), (2 * len(first), len(first)), lists)
+
+
+class Cuttable:
+    """A way to the cluster whose connections can be cut."""
+
+    def __init__(self) -> None:
+        with open(KUBECONFIG, encoding="utf-8") as file:
+            config = yaml.safe_load(file)
+        cluster = config["clusters"][0]["cluster"]
+        self.target = urllib.parse.urlsplit(cluster["server"])
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        cluster["server"] = f"{self.target.scheme}://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.kubeconfig = path("cuttable.kubeconfig")
+        with open(self.kubeconfig, "w", encoding="utf-8") as file:
+            yaml.safe_dump(config, file)
+        self.open: set[socket.socket] = set()  # Our ends towards kubectl.
+        self.threads = [threading.Thread(target=self.accept)]
+        self.threads[0].start()
+
+    def __enter__(self) -> Cuttable:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.threads[0].join()
+        self.listener.close()
+        self.cut()
+        for thread in self.threads:
+            thread.join()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self.listener.accept()[0]
+                self.open.add(near)
+                self.threads.append(threading.Thread(target=self.carry, args=(near,)))
+                self.threads[-1].start()
+
+    def carry(self, near: socket.socket) -> None:
+        """Carry bytes both ways until either end has ended."""
+        far = socket.create_connection((self.target.hostname or "", self.target.port or 443))
+        with near, far, contextlib.suppress(OSError):
+            while True:
+                for one in select.select([near, far], [], [])[0]:
+                    data = one.recv(65536)
+                    if not data:
+                        self.open.discard(near)
+                        return
+                    (far if one is near else near).sendall(data)
+
+    def cut(self) -> None:
+        for connection in (those := set(self.open)):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: not those & self.open, "they have been cut")
 
 
 @unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
 import http.client
+import importlib
+import json
+import logging
 import os
 import re
 import resource
@@ -17,17 +22,28 @@ import threading
 import time
 import unittest
 import unittest.mock
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import playground
 from tests import harness
 from tests.harness import (
     PATIENCE_SECONDS,
+    STATUS,
+    Ca,
     Running,
+    altered,
+    empty_cluster,
     eventually,
     gen_cert,
+    is_answered,
+    our_ca,
     path,
     receive_all,
+    refused,
+    stand_in,
     stepping,
     tls,
 )
@@ -71,23 +87,40 @@ class Strangers(unittest.TestCase):
                 return any(re.search(reason, line) for line in self.server.lines("handshake outcome=refused"))
             eventually(logged, f"the log says {reason}")
 
-    def test_certificate_needs_exactly_one_common_name(self) -> None:
-        for subject, outcome in (("/O=nobody", False), ("/CN=one/CN=two", False),
-                                 ("/O=class/CN=carol", True)):
-            command = ["openssl", "req", "-new", "-key", path("key_store/alice/alice.key"), "-subj", subject]
-            request = subprocess.run(command, capture_output=True, check=True).stdout
-            with open(path("named.crt"), "wb") as file:
-                file.write(subprocess.run(["openssl", "x509", "-req", "-CA", path("key_store/ca/ca.crt"),
-                                           "-CAkey", path("key_store/ca/ca.key"),
-                                           "-set_serial", "7"], input=request, capture_output=True,
-                                          check=True).stdout)
-            context = tls("")
-            context.load_cert_chain(path("named.crt"), path("key_store/alice/alice.key"))
-            with context.wrap_socket(socket.create_connection(("127.0.0.1", self.server.port)),
-                                     server_hostname="localhost") as connection:
-                with contextlib.suppress(ConnectionError):
-                    connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                self.assertEqual(receive_all(connection).startswith(b"HTTP/1.1 200 "), outcome, subject)
+    def test_certificate_of_our_ca_without_exactly_one_common_name_is_403_that_says_so(self) -> None:
+        for subject in ("/O=nobody", "/CN=one/CN=two", "/CN= "):
+            context = our_ca().certify(subject, 999)
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                context.minimum_version = context.maximum_version = version
+                for request in (STATUS, b"GET /api/none HTTP/1.1\r\nHost: x\r\n\r\n",
+                                b'POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n'
+                                b'{"user_id": "a"}'):
+                    plain = socket.create_connection(("127.0.0.1", self.server.port), PATIENCE_SECONDS)
+                    with self.subTest(subject, version=version, request=request), \
+                            context.wrap_socket(plain, server_hostname="localhost") as connection:
+                        connection.sendall(request.replace(b"Host", b"Connection: close\r\nHost"))
+                        head, _, content = receive_all(connection).partition(b"\r\n\r\n")
+                        self.assertTrue(head.startswith(b"HTTP/1.1 403 "), head)
+                        self.assertIn("common name", json.loads(content)["error"])
+
+    def test_plain_http_gets_a_plain_400_that_says_https(self) -> None:
+        for pieces in (
+                [STATUS], [STATUS[:1], STATUS[1:5], STATUS[5:]], [b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"],
+                [b"OPTIONS * HTTP/1.0\r\n\r\n"],
+                [b"POST / HTTP/1.1\r\nContent-Length: 9999\r\n\r\n", b"x" * 9999]):
+            with self.subTest(pieces[0]), \
+                    socket.create_connection(("127.0.0.1", self.server.port), PATIENCE_SECONDS) as plain:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+                for piece in pieces:
+                    plain.sendall(piece)
+                    time.sleep(0.05)
+                head, _, content = receive_all(plain).partition(b"\r\n\r\n")
+                self.assertTrue(head.startswith(b"HTTP/1.1 400 "), head)
+                self.assertTrue(b"https://" in content or pieces[0].startswith(b"HEAD"), content)
+        url = f"http://localhost:{self.server.port}/api/status"
+        answer = subprocess.run(["curl", "-sS", "-m", "10", "-d", "x", url], capture_output=True, text=True,
+                                check=True).stdout
+        self.assertIn("https://", answer)
 
     def test_session_is_resumed_only_while_the_certificate_is_good(self) -> None:
         with open(path("later"), "w", encoding="utf-8") as file:
@@ -150,8 +183,6 @@ class Strangers(unittest.TestCase):
 class Fortress(unittest.TestCase):
     """Strangers, hostile clients, and TLS files that change."""
 
-    STATUS = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n"
-
     def burden(self, server: Running) -> tuple[int, int]:
         return len(os.listdir(f"/proc/{server.process.pid}/task")), len(
             os.listdir(f"/proc/{server.process.pid}/fd"))
@@ -164,22 +195,12 @@ class Fortress(unittest.TestCase):
             if self.burden(server) == burden:
                 return burden
 
-    def is_answered(self, connection: ssl.SSLSocket) -> bool:
-        """Ask on an open connection; tell whether it was answered, and not closed."""
-        try:
-            connection.sendall(self.STATUS)
-            return connection.recv(65536).startswith(b"HTTP/1.1 200")
-        except OSError:
-            return False
-
     def test_refused_handshakes_are_a_line_for_each_reason_with_their_number(self) -> None:
         with Running() as server:
             for _ in range(20):
                 with socket.create_connection(("127.0.0.1", server.port)) as stranger:
-                    stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                    answer = receive_all(stranger)
-                    self.assertNotIn(b"HTTP", answer)
-                    self.assertLess(len(answer), 10)  # A TLS alert at most.
+                    stranger.sendall(bytes(20))
+                    self.assertLess(len(receive_all(stranger)), 10)  # A TLS alert at most.
                 with socket.create_connection(("127.0.0.1", server.port)):
                     pass
             self.assertEqual(server.call("alice", "status")[0], 200)  # All before it have been accepted.
@@ -187,28 +208,91 @@ class Fortress(unittest.TestCase):
         self.assertLessEqual(len(lines), 4, lines)
         self.assertEqual(sum(int(line.rpartition("count=")[2]) for line in lines), 40)
         for line in lines:
-            self.assertRegex(line, r'address=127\.0\.0\.1 reason=("http request"|"hung up") count=\d+$')
+            self.assertRegex(line, r'address=127\.0\.0\.1 reason="(wrong version number|hung up)" count=\d+$')
 
     def test_clients_connections_make_room_for_each_other_and_not_for_another_clients(self) -> None:
         with Running("--max_connections_per_client=3") as server, contextlib.ExitStack() as stack:
             bob = stack.enter_context(server.connect("bob"))
-            self.assertTrue(self.is_answered(bob))
+            self.assertTrue(is_answered(bob))
             connections = [stack.enter_context(server.connect()) for _ in range(3)]
             for connection in connections:
-                self.assertTrue(self.is_answered(connection))
+                self.assertTrue(is_answered(connection))
             newest = stack.enter_context(server.connect())
-            self.assertTrue(self.is_answered(newest))
-            left = [connection for connection in connections if self.is_answered(connection)]
+            self.assertTrue(is_answered(newest))
+            left = [connection for connection in connections if is_answered(connection)]
             self.assertEqual(len(left), 2)  # One that was idle made room.
             for connection in (*left, newest):  # Busy ones, for HEAD_SECONDS.
                 connection.sendall(b"GET /api/status HTTP/1.1\r\n")
             time.sleep(1)  # The server has read that.
             with server.connect() as refused:
-                refused.sendall(self.STATUS)
+                refused.sendall(STATUS)
                 answer = receive_all(refused)
                 self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
                 self.assertIn(b"\r\nRetry-After: ", answer)
-            self.assertTrue(self.is_answered(bob))
+            self.assertTrue(is_answered(bob))
+
+    def test_client_at_its_own_limit_makes_room_among_its_own_also_when_the_server_is_full(self) -> None:
+        busy = b"POST /api/delete_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n"
+        program = altered("playground.MAX_CONNECTIONS = 4")
+        with Running("--max_connections_per_client=2", program=program, kubeconfig=path("dead.kubeconfig")) \
+                as server, contextlib.ExitStack() as stack:
+            def connected(client: str) -> ssl.SSLSocket:
+                connection = stack.enter_context(server.connect(client))
+                self.assertTrue(is_answered(connection))
+                return connection
+            others = [connected("bob") for _ in range(2)]  # Idle for longest.
+            own = [connected("alice") for _ in range(3)]
+            self.assertEqual(list(map(is_answered, others)), [True, True])
+            self.assertEqual(list(map(is_answered, own)), [False, True, True])
+            for connection in (*others, own[1]):
+                connection.sendall(busy)  # Its body is awaited.
+            time.sleep(0.5)  # The server has read that.
+            self.assertTrue(is_answered(connected("alice")))  # own[2] made room.
+            self.assertFalse(is_answered(own[2]))
+            for connection in (*others, own[1]):
+                connection.sendall(b'{"user_id": "a"}')
+                self.assertTrue(connection.recv(1000).startswith(b"HTTP/1.1 503"))  # From no cluster.
+
+    def test_limit_of_0_is_none_and_a_negative_one_is_refused(self) -> None:
+        with Running("--max_connections_per_client=0") as server, contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(server.connect()) for _ in range(10)]
+            self.assertEqual(list(map(is_answered, connections)), [True] * 10)
+        for option in ("max_connections_per_client", "max_databases", "max_databases_per_client",
+                       "idle_timeout", "sweep_interval"):
+            with self.subTest(option):
+                self.assertIn(f"--{option}", refused(f"--{option}=-1"))
+
+    def test_refused_handshakes_of_1000_addresses_are_some_lines_that_count_them_all(self) -> None:
+        with Running() as server:
+            for number in range(1000):
+                source = f"127.1.{number // 250}.{number % 250 + 1}"
+                with socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS, (source, 0)):
+                    pass
+            self.assertEqual(server.call("alice", "status")[0], 200)  # All before it have been accepted.
+        lines = server.lines("event=handshake ")
+        self.assertLessEqual(len(lines), 100)  # 60 a minute, and those of the end.
+        self.assertEqual(sum(int(re.findall(r"count=(\d+)", line)[0]) for line in lines), 1000)
+
+    @unittest.skipUnless(os.geteuid() == 0, "a network of its own can be made by root only")
+    @unittest.skipUnless(os.path.exists("/proc/net/if_inet6"), "IPv6 is missing")
+    def test_strangers_of_one_ipv6_network_make_room_among_themselves(self) -> None:
+        def crowd() -> None:
+            # Any address of this network is then this machine's.
+            for command in ("link set lo up", "-6 route add local fd00:1::/32 dev lo"):
+                subprocess.run(["ip", *command.split()], check=True)
+            with Running("--host=::") as server, contextlib.ExitStack() as stack:
+                def connected(address: str) -> socket.socket:
+                    stranger = stack.enter_context(socket.socket(socket.AF_INET6))
+                    stranger.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND
+                    stranger.bind((address, 0))
+                    stranger.connect(("::1", server.port))
+                    return stranger
+                slow = connected("fd00:1:0:2::1")  # The oldest.
+                for number in range(playground.MAX_HANDSHAKES + 50):
+                    connected(f"fd00:1:0:1::{number + 1:x}")
+                with tls("alice").wrap_socket(slow, server_hostname="localhost") as connection:
+                    self.assertTrue(is_answered(connection))
+        in_a_network_of_its_own(crowd)
 
     def test_hostile_clients_leave_no_thread_and_no_file_behind(self) -> None:
         post = b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
@@ -223,38 +307,33 @@ class Fortress(unittest.TestCase):
                     if number % 6:
                         connection = tls("alice").wrap_socket(plain, server_hostname="localhost")
                         stack.enter_context(connection)
-                        connection.sendall((b"", b"GET /api", post, post + b"x", self.STATUS,
-                                            self.STATUS * 50)[number % 6])
+                        connection.sendall((b"", b"GET /api", post, post + b"x", STATUS,
+                                            STATUS * 50)[number % 6])
                         if number % 2:
                             connection.shutdown(socket.SHUT_WR)  # Half-closed.
                 self.assertEqual(server.call("bob", "status")[0], 200)
             eventually(lambda: self.burden(server) <= before, "its threads and files are as before")
 
     def test_without_a_thread_to_be_had_a_slow_request_is_503_and_others_are_answered(self) -> None:
-        half = len(self.STATUS) // 2
-        with Running() as server, contextlib.ExitStack() as stack:
+        create = (b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n"
+                  b'{"user_id": "a"}')
+        with Running(stand_in("waiting", "exec sleep 1000")) as server, contextlib.ExitStack() as stack:
             connections = [stack.enter_context(server.connect()) for _ in range(20)]
-            self.assertTrue(all(map(self.is_answered, connections)))
+            self.assertTrue(all(map(is_answered, connections)))
             with open(f"/proc/{server.process.pid}/status", encoding="utf-8") as file:
                 size = int(re.findall(r"VmSize:\s+(\d+) kB", file.read())[0]) * 1024
             # No new thread's stack fits.
             resource.prlimit(server.process.pid, resource.RLIMIT_AS, (size + 2 ** 21, resource.RLIM_INFINITY))
             for connection in connections:  # Some get the stack of a thread that has ended.
-                connection.sendall(self.STATUS[:half])
-            # The others are waited for, for HEAD_SECONDS.
-            refused, _, _ = select.select(connections, [], [], PATIENCE_SECONDS)
-            answer = receive_all(refused[0])
+                connection.sendall(create * 9)
+            refused, _, _ = select.select(connections, [], [], playground.CREATE_SECONDS / 2)
+            answer = refused[0].recv(65536)
             self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
             self.assertIn(b"\r\nRetry-After: ", answer)
+            self.assertIn(b"out of threads", answer)
             self.assertEqual(server.call("bob", "status")[0], 200)
-            resource.prlimit(server.process.pid, resource.RLIMIT_AS,
-                             (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             with server.connect() as connection:
-                connection.sendall(self.STATUS[:half])
-                time.sleep(0.2)
-                connection.sendall(self.STATUS[half:])
-                self.assertTrue(connection.recv(65536).startswith(b"HTTP/1.1 200 "))
-        self.assertTrue(server.lines("lead error="))
+                self.assertTrue(is_answered(connection))
 
     def test_client_that_sends_ahead_without_end_keeps_nobody_waiting(self) -> None:
         with Running() as server, server.connect() as greedy:
@@ -264,7 +343,7 @@ class Fortress(unittest.TestCase):
                 greedy.setblocking(False)
                 while not done.is_set():
                     with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                        greedy.send(self.STATUS * 200)
+                        greedy.send(STATUS * 200)
                     with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
                         greedy.recv(65536)
             thread = threading.Thread(target=ask)
@@ -291,7 +370,7 @@ class Fortress(unittest.TestCase):
                 with contextlib.suppress(OSError):
                     # Until its answers fill every buffer between us, and it reads no more requests.
                     while True:
-                        connection.sendall(self.STATUS * 100)
+                        connection.sendall(STATUS * 100)
                 eventually(lambda: self.burden(server)[1] < files, "the connection has ended")
 
     def key_store(self, name: str) -> list[str]:
@@ -319,12 +398,12 @@ class Fortress(unittest.TestCase):
                        "the pair that does not match is noticed")
             self.assertEqual(self.serial(server), old)
             with server.connect() as connection:
-                self.assertTrue(self.is_answered(connection))
+                self.assertTrue(is_answered(connection))
                 # Written in place.
                 shutil.copyfile(path("new_server/server.crt"), path("exchanged/server/server.crt"))
                 eventually(lambda: self.serial(server) != old, "the new one is served")
                 # Nobody else is let in than before: it goes on.
-                self.assertTrue(self.is_answered(connection))
+                self.assertTrue(is_answered(connection))
 
     def test_sighup_takes_the_files_up_and_a_new_ca_lets_its_clients_in(self) -> None:
         options = self.key_store("joined")
@@ -332,7 +411,7 @@ class Fortress(unittest.TestCase):
         other = tls("")
         other.load_cert_chain(path("joining/carol/carol.crt"), path("joining/carol/carol.key"))
         with Running(*options) as server, server.connect() as connection:
-            self.assertTrue(self.is_answered(connection))
+            self.assertTrue(is_answered(connection))
             with open(path("joining/ca/ca.crt"), encoding="utf-8") as file, \
                     open(path("joined/ca/ca.crt"), "a", encoding="utf-8") as bundle:
                 bundle.write(file.read())
@@ -340,15 +419,15 @@ class Fortress(unittest.TestCase):
             eventually(lambda: server.lines("tls outcome=reloaded"), "it has reloaded")
             plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS)
             with other.wrap_socket(plain, server_hostname="localhost") as carol:
-                self.assertTrue(self.is_answered(carol))
-            self.assertFalse(self.is_answered(connection))  # Others may be let in now than when it was.
+                self.assertTrue(is_answered(carol))
+            self.assertFalse(is_answered(connection))  # Others may be let in now than when it was.
 
     def test_revoked_client_is_shut_out_within_seconds_while_no_request_of_others_is_lost(self) -> None:
         options = self.key_store("revoking")
         crl = path("revoking/ca/ca.crl")
         with Running(*options, f"--crl={crl}") as server, server.connect("alice") as idle, \
                 server.connect("alice") as busy:
-            self.assertTrue(self.is_answered(idle))
+            self.assertTrue(is_answered(idle))
             # Its body is awaited for 10 s.
             busy.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
             done = threading.Event()
@@ -376,7 +455,7 @@ class Fortress(unittest.TestCase):
             # 2 to 3 s, on a machine that is not busy with other tests.
             self.assertLess(time.monotonic() - started, 10)
             with contextlib.suppress(OSError), server.connect("alice") as again:
-                self.assertFalse(self.is_answered(again))
+                self.assertFalse(is_answered(again))
             done.set()
             for other in others:
                 other.join()
@@ -390,23 +469,14 @@ class Fortress(unittest.TestCase):
         gen_cert("--revoke", "alice", store="ending")
         crl, good = path("ending/ca/ca.crl"), path("good.crl")
 
-        def list_for(seconds: int) -> None:
-            with open(path("index.txt"), "w", encoding="utf-8"), \
-                    open(path("ca.conf"), "w", encoding="utf-8") as file:
-                file.write(
-                    f"[ca]\ndefault_ca = a\n[a]\ndatabase = {path('index.txt')}\ndefault_md = sha256\n")
-            command = ["openssl", "ca", "-gencrl", "-config", path("ca.conf"), "-cert",
-                       path("ending/ca/ca.crt"), "-keyfile",
-                       path("ending/ca/ca.key"), "-crlsec", str(seconds), "-out", path("new.crl")]
-            subprocess.run(command, check=True, capture_output=True)
-            os.replace(path("new.crl"), crl)
+        authority = Ca(path("ending/ca/ca.key"), path("ending/ca/ca.crt"))
         shutil.copy(crl, good)
         with Running(*options, f"--crl={crl}") as server:
             def admitted(client: str) -> bool:
                 with contextlib.suppress(OSError), server.connect(client) as connection:
-                    return self.is_answered(connection)
+                    return is_answered(connection)
                 return False
-            list_for(1)
+            authority.list_for(1, crl)
             time.sleep(1.5)
             os.utime(crl)  # It is taken up no sooner than it has ended.
             eventually(lambda: server.lines("it has ended"), "the list that has ended is refused")
@@ -415,7 +485,7 @@ class Fortress(unittest.TestCase):
             eventually(lambda: server.lines("it holds no X509 CRL"),
                        "the list that cannot be read is refused")
             self.assertEqual([admitted(client) for client in ("alice", "bob")], [False, True])
-            list_for(6)
+            authority.list_for(6, crl)
             eventually(lambda: admitted("alice"), "the new list revokes nobody")
             eventually(lambda: not admitted("alice") and not admitted("bob"),
                        "it has ended, and nobody gets in")
@@ -438,3 +508,138 @@ class Fortress(unittest.TestCase):
             gen_cert("--revoke", "alice", store="resuming")
             eventually(lambda: server.lines("tls outcome=reloaded"), "the list is taken up")
             self.assertNotIn(b"HTTP/1.1", subprocess.run(resumed, input=ask, capture_output=True).stdout)
+
+
+class Alerts(unittest.TestCase):
+    """Of 100 requests 100 see the alert that says why, and no stranger gets a thread."""
+
+    BODY = b'{"user_id": "alice"}' + b" " * 8000
+    server: ClassVar[Running]
+    # By what is wrong: a certificate and its key, and what the alert is called.
+    refused: ClassVar[dict[str, tuple[tuple[str, str] | None, str]]]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        for arguments in (("server",), ("alice",), ("--revoke", "alice")):
+            assert gen_cert(*arguments, store="told").returncode == 0
+        gen_cert("alice", store="told_other")
+
+        def pair(store: str) -> tuple[str, str]:
+            return path(store, "alice/alice.crt"), path(store, "alice/alice.key")
+        cls.refused = {"no certificate": (None, "certificate required|handshake failure"),
+                       "another CA's": (pair("told_other"), "unknown ca"),
+                       "a revoked one": (pair("told"), "certificate revoked")}
+        cls.server = Running(*(f"--{option}={path('told', name)}" for option, name in (
+            ("ca_crt", "ca/ca.crt"), ("crl", "ca/ca.crl"), ("server_crt", "server/server.crt"),
+            ("server_key", "server/server.key"))), empty_cluster("steady", "sleep 1000")[0])
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.__exit__(None)
+
+    def each(self, ask: Callable[[str, ssl.SSLContext, tuple[str, str] | None], list[str]]) -> None:
+        """Have a client ask 100 times in each way; it returns what it was told each time."""
+        threads: set[int] = set()
+        done = threading.Event()
+
+        def look() -> None:
+            while not done.wait(0.02):
+                threads.add(len(os.listdir(f"/proc/{self.server.process.pid}/task")))
+        with ThreadPoolExecutor(1) as pool:
+            looker = pool.submit(look)
+            try:
+                for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                    for wrong, (pair, alert) in self.refused.items():
+                        for method in ("GET", "POST"):
+                            context = ssl.create_default_context(cafile=path("told/ca/ca.crt"))
+                            context.minimum_version = context.maximum_version = version
+                            if pair:
+                                context.load_cert_chain(*pair)
+                            with self.subTest(wrong, version=version, method=method):
+                                told = ask(method, context, pair)
+                                heard = [bool(re.search(f"alert.*({alert})", one.replace("_", " "), re.I))
+                                         for one in told]
+                                lost = [one for one, good in zip(told, heard) if not good]
+                                self.assertEqual((len(told), lost[:1]), (100, []), f"{len(lost)} lost")
+            finally:
+                done.set()
+            looker.result()
+        # Those that run kubectl come and go.
+        self.assertLessEqual(max(threads) - min(threads), 3)
+
+    def url(self, method: str) -> str:
+        return f"https://localhost:{self.server.port}/api/{'status' if method == 'GET' else 'create_db'}"
+
+    def test_requests_hears_why_it_is_refused(self) -> None:
+        requests = importlib.import_module("requests")
+
+        class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc, name-defined]
+            context: ssl.SSLContext
+
+            def init_poolmanager(self, *arguments: Any, **more: Any) -> Any:
+                return super().init_poolmanager(*arguments, **more, ssl_context=Adapter.context)
+
+        def ask(method: str, context: ssl.SSLContext, pair: tuple[str, str] | None) -> list[str]:
+            Adapter.context, told = context, []
+            for _ in range(100):
+                with requests.Session() as session:
+                    session.mount("https://", Adapter())
+                    try:
+                        told.append(str(session.request(
+                            method, self.url(method), data=self.BODY if method == "POST" else None,
+                            verify=path("told/ca/ca.crt"), timeout=PATIENCE_SECONDS)))
+                    except requests.RequestException as error:
+                        told.append(repr(error))
+            return told
+        self.each(ask)
+
+    def test_tornado_hears_why_it_is_refused(self) -> None:
+        try:
+            httpclient = importlib.import_module("tornado.httpclient")
+        except ImportError:
+            self.skipTest("tornado is missing")
+        simple = importlib.import_module("tornado.simple_httpclient")
+
+        async def ask_all(method: str, context: ssl.SSLContext) -> list[str]:
+            told, client = [], simple.SimpleAsyncHTTPClient(force_instance=True)
+            for _ in range(100):
+                try:
+                    told.append(str(await client.fetch(httpclient.HTTPRequest(
+                        self.url(method), method, body=self.BODY if method == "POST" else None,
+                        ssl_options=context, request_timeout=PATIENCE_SECONDS))))
+                except Exception as error:
+                    told.append(repr(error))
+            client.close()
+            return told
+
+        def ask(method: str, context: ssl.SSLContext, pair: tuple[str, str] | None) -> list[str]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # Tornado's own.
+                logging.disable()
+                try:
+                    return asyncio.run(ask_all(method, context))
+                finally:
+                    logging.disable(logging.NOTSET)
+        self.each(ask)
+
+    def test_curl_hears_why_it_is_refused(self) -> None:
+        def ask(method: str, context: ssl.SSLContext, pair: tuple[str, str] | None) -> list[str]:
+            version = "1.2" if context.maximum_version == ssl.TLSVersion.TLSv1_2 else "1.3"
+            body = ["--data-binary", self.BODY.decode()] if method == "POST" else []
+            certificate = ["--cert", pair[0], "--key", pair[1]] if pair else []
+            return subprocess.run(
+                ["curl", "-sS", "--cacert", path("told/ca/ca.crt"), f"--tlsv{version}", "--tls-max", version,
+                 *certificate, *body, self.url(method) + "?[1-100]"],
+                capture_output=True, text=True).stderr.splitlines()
+        self.each(ask)
+
+
+def in_a_network_of_its_own(do: Callable[[], None]) -> None:
+    """Have a thread, and the processes that it starts, see a network that nobody else is in."""
+    def enter() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), "unshare")
+        do()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(enter).result()
