@@ -104,8 +104,9 @@ TOKEN = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0"
 STALE = ', "resourceVersion": "1"'
 POD = ('{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels": {"database": "%s"}}, '
        '"spec": {"restartPolicy": "%s", "automountServiceAccountToken": false, '
-       '"terminationGracePeriodSeconds": 5, "containers": [{"name": "mysql", "image": "mariadb:2", "resources": {"limits": {"memory": "1Gi"}, '
-       '"requests": {"cpu": "50m"}}, "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}], '
+       '"terminationGracePeriodSeconds": 5, "containers": [{"name": "mysql", "image": "mariadb:2", '
+       '"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m"}}, '
+       '"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}], '
        '"volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}]}}')
 LABELLED = ', "labels": {"database": "x1"}'
 FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
