@@ -139,8 +139,10 @@ class Pod(threading.Thread):
         """Run the pod until it is deleted."""
         if self.bind():
             self.live()
-        while not self.stopping:
-            self.pause(RETRY_SECONDS)  # It has failed, and is there to be looked at.
+        self.bound = False
+        while not self.stopping:  # It is over, and there to be looked at.
+            self.poked.wait()
+            self.poked.clear()
         time.sleep(0 if self.node.stopping else LINGER_SECONDS)
         self.clear()
         meta = self.item["metadata"]
@@ -158,7 +160,8 @@ class Pod(threading.Thread):
             self.condition("PodScheduled", False, "Unschedulable", message)
             self.store.set_status("pods", self.item, conditions=list(self.conditions.values()))
         while not self.stopping and not self.node.admit(self):
-            self.pause(RETRY_SECONDS)
+            self.poked.wait(RETRY_SECONDS)
+            self.poked.clear()
         if self.stopping:
             return False
         with contextlib.suppress(ApiError):

@@ -207,7 +207,8 @@ class Store:
     def used(self, namespace: str, resource: str) -> int:
         """Return how many there are of what a quota calls services or count/statefulsets.apps."""
         plural = resource.rpartition("count/")[2].partition(".")[0]
-        return len(self.select(plural, namespace)) if plural in KINDS else 0
+        items = self.select(plural, namespace) if plural in KINDS else []
+        return sum(resource != "pods" or item["status"]["phase"] not in OVER for item in items)
 
     def check_quotas(self, kind: Kind, namespace: str, name: str) -> None:
         """Raise ApiError 403 if one more of a kind would be too many."""
