@@ -1233,6 +1233,7 @@ def tell_metrics(server: Server, client: str, deadline: float) -> Answer:
                        for family, (label, numbers) in labelled.items()}
     gauges["cluster_synchronised"] = {(): float(server.cluster.status() == "ok")}
     gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.beats_written_at}
+    gauges["log_lines_dropped_total"] = {(): LogQueue.dropped}
     return metrics.text(gauges)
 
 
@@ -2667,11 +2668,12 @@ def logfmt(event: str, **fields: object) -> str:
 class LogQueue(logging.Handler):
     """Has a thread write the log: a file that nobody reads fills the queue, and keeps nobody waiting."""
 
+    dropped = 0  # By all of this process, of which there is one.
+
     def __init__(self, file: int) -> None:
         super().__init__()
         self.file = file
         self.lines: collections.deque[str] = collections.deque()
-        self.dropped = 0
         self.written = 0.0  # When all was, by time.monotonic.
         self.wanted = threading.Event()
         threading.Thread(target=self.write, name="log", daemon=True).start()
@@ -2679,7 +2681,7 @@ class LogQueue(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, with the time in UTC, or count it as dropped."""
         if len(self.lines) >= MAX_LOG_LINES:
-            self.dropped += 1
+            LogQueue.dropped += 1
         else:
             self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} "
                               f"event={record.getMessage()}\n")
@@ -2695,8 +2697,8 @@ class LogQueue(logging.Handler):
             self.wanted.clear()
             while self.lines:
                 lines = [self.lines.popleft() for _ in range(min(len(self.lines), 100))]
-                if not self.lines and self.dropped > told:
-                    told, now = self.dropped, rfc3339(int(time.time()))
+                if not self.lines and LogQueue.dropped > told:
+                    told, now = LogQueue.dropped, rfc3339(int(time.time()))
                     lines.append(f"time={now} level=WARNING event=log dropped={told} "
                                  'reason="nobody read the log in time"\n')
                 data = "".join(lines).encode("utf-8", "backslashreplace")

@@ -119,15 +119,18 @@ def store() -> str:
     return path("key_store")
 
 
-def ours(databases: int = 1, *options: str, namespace: str = "") -> Process:
-    """Start the server, on the cluster if a namespace is given, else with so many databases known."""
+def ours(databases: int = 1, *options: str, namespace: str = "", port: int = 0) -> Process:
+    """Start the server, on the cluster if a namespace is given, else with so many databases known.
+
+    With a port, without waiting for it: its log, which tells the port, is written some 20 ms late.
+    """
     if not namespace:
         options = (*options, f"--kubectl={stand_in(databases)}")
     files = [f"--ca_crt={store()}/ca/ca.crt", f"--server_key={store()}/server/server.key",
              f"--server_crt={store()}/server/server.crt"]
-    return Process(sys.executable, PROGRAM, "--host=127.0.0.1", "--port=0", *files,
+    return Process(sys.executable, PROGRAM, "--host=127.0.0.1", f"--port={port}", *files,
                    f"--namespace={namespace or 'bench'}", "--max_connections_per_client=1000", *options,
-                   kubeconfig=KUBECONFIG if namespace else "")
+                   kubeconfig=KUBECONFIG if namespace else "", port=port)
 
 
 def filled(user: str, number: int = 0) -> list[dict[str, Any]]:

@@ -145,7 +145,8 @@ def main() -> int:
         print(f"  {name:8} before {value:5}   most {most[name]:5}   after {after[name]:5}")
     print(f"  lines of the log about them: {len(lines)}")
     back = after["threads"] <= before["threads"] + 2 and after["files"] <= before["files"] + 2
-    return 0 if ratio <= 5 and back and most["threads"] < 400 and after["MB"] < before["MB"] + 50 else 1
+    constant = most["threads"] <= before["threads"]
+    return 0 if ratio <= 4 and back and constant and after["MB"] < before["MB"] + 50 else 1
 
 
 if __name__ == "__main__":

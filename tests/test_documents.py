@@ -109,6 +109,8 @@ def said() -> Iterator[str]:
     def text(node: ast.expr) -> str:
         if isinstance(node, ast.JoinedStr):
             return "".join(map(text, node.values))
+        if isinstance(node, ast.BinOp):
+            return text(node.left) + text(node.right)
         if isinstance(node, ast.Name):
             return str(getattr(playground, node.id, "\0"))
         return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"

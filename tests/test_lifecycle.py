@@ -670,13 +670,12 @@ class Cuttable:
         """Carry bytes both ways until either end has ended."""
         far = socket.create_connection((self.target.hostname or "", self.target.port or 443))
         with near, far, contextlib.suppress(OSError):
-            while True:
+            data = b"-"
+            while data:
                 for one in select.select([near, far], [], [])[0]:
                     data = one.recv(65536)
-                    if not data:
-                        self.open.discard(near)
-                        return
                     (far if one is near else near).sendall(data)
+        self.open.discard(near)
 
     def cut(self) -> None:
         for connection in (those := set(self.open)):
