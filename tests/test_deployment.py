@@ -560,7 +560,8 @@ class InTheCluster(unittest.TestCase):
             self.assertEqual(server.call("alice", "create_db", "alice")[0], 200)
             name = kubectl("get", "lease", "user-alice", "-o", "jsonpath={.spec.holderIdentity}")
             kubectl("delete", "pod", name, "--wait=false")
-            eventually(lambda: server.call("alice", "heart_beat", "alice")[1]["status"] == "absent", "it is lost")
+            eventually(lambda: server.call("alice", "heart_beat", "alice")[1]["status"] == "absent",
+                       "the loss is seen")
             self.assertEqual(server.call("alice", "create_db", "alice")[1]["note"], playground.LOST)
             self.assertEqual(server.call("alice", "delete_db", "alice")[0], 200)
             logs += server.log()
@@ -574,7 +575,8 @@ class InTheCluster(unittest.TestCase):
             self.assertEqual(server.call("alice", "delete_db", "alice")[0], 200)
             eventually(lambda: server.lines("sweep user=carol"), "who is not heard of is swept")
             logs += server.log()
-        with Running(*options, *template("refused.yaml", Pod=too_large), kubeconfig=account).known() as server:
+        impossible = template("refused.yaml", Pod=too_large)
+        with Running(*options, *impossible, kubeconfig=account).known() as server:
             status, answer, _ = server.call("alice", "create_db", "refused")
             self.assertEqual((status, answer["error"]), playground.SENTENCES["policy"])
             logs += server.log()
