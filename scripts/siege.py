@@ -83,8 +83,9 @@ def beats(server: test.Running, seconds: float) -> list[float]:
         with context.wrap_socket(connect(server.port), server_hostname="localhost") as connection:
             connection.sendall(b"GET /api/heart_beat?user_id=alice HTTP/1.1\r\nHost: x\r\n"
                                b"Connection: close\r\n\r\n")
-            if not test.receive_all(connection).startswith(b"HTTP/1.1 200 "):
-                raise SystemExit("siege: a heart beat was not answered")
+            answer = test.receive_all(connection)
+            if not answer.startswith(b"HTTP/1.1 200 "):
+                raise SystemExit(f"siege: a heart beat was not answered: {answer!r}")
         taken.append((time.monotonic() - started) * 1000)
         time.sleep(random.uniform(0, 0.02))
     return taken
