@@ -2165,8 +2165,11 @@ class Cluster:
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
                 continue
-            user.looked_at, id = look.ordered, look.lease.holder if look.lease else ""
+            id = look.lease.holder if look.lease else ""
             keys = [("Lease", f"user-{user.slug}"), ("Secret", f"mysql-{id}"), ("Pod", f"mysql-{id}")]
+            read = there.get(keys[0])
+            if not user.lease or read and seen_of(read)[2] == user.lease.holder:  # What it names was read as well.
+                user.looked_at = look.ordered
             foreign = [key for key in keys if key in there and not is_ours(there[key])]
             user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
             if keys[0] not in there:
@@ -2428,7 +2431,7 @@ class Cluster:
         for id in {one.holder for one in (was, lease) if one}:
             self.index_spare(id)
         if lease and (not was or was.holder != lease.holder):
-            user.leased_at, user.answered = now, ""
+            user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
             user.note = ""
         elif not was or was.uid != lease.uid:
