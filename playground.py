@@ -108,9 +108,10 @@ READ_BYTES = 8 * 1024
 REQUESTS_A_TURN = 16
 
 # Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
-# one customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections
-# a second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which
-# takes 10 ms; one from another address is not touched while any holds more. It does not bound their rate.
+# one customer of a provider has) that holds most of them makes room, first one that was refused and told so.
+# With strangers opening 1,000 connections a second from one address, one that is slow by itself has
+# 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is not touched while any
+# holds more. It does not bound their rate.
 MAX_HANDSHAKES = 256
 # Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten
 # in one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
@@ -330,7 +331,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             crowd = collections.Counter(stranger.network for stranger in self.strangers).most_common(1)[0][0]
-            next(stranger for stranger in self.strangers if stranger.network == crowd).make_room()
+            crowded = (stranger for stranger in self.strangers if stranger.network == crowd)
+            min(crowded, key=lambda stranger: stranger.state != "lingering").make_room()
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -77,6 +77,29 @@ def micro_time(value: Any, where: str, field: str) -> str:
     return time.astimezone(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def admit(spec: Object) -> str:
+    """Fill in what a pod has that its template has not; return its class of service."""
+    spec.setdefault("enableServiceLinks", True)
+    spec.setdefault("priority", 0)
+    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    spec["serviceAccount"] = spec.setdefault("serviceAccountName", "default")
+    tolerations = spec.setdefault("tolerations", [])
+    for trouble in ("not-ready", "unreachable"):
+        key = f"node.kubernetes.io/{trouble}"
+        if not any(toleration.get("key") == key for toleration in tolerations):
+            tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute",
+                                "tolerationSeconds": 300})
+    resources = [container["resources"] for container in spec.get("containers", ())]
+    for each in resources:
+        if limits := each.get("limits"):
+            each["requests"] = {**limits, **each.get("requests", {})}
+    if not any(each.get("requests") for each in resources):
+        return "BestEffort"
+    whole = all(each.get("limits", {}).get(name) == each.get("requests", {}).get(name, "")
+                for each in resources for name in ("cpu", "memory"))
+    return "Guaranteed" if whole else "Burstable"
+
+
 def wire_fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield the fields of a protocol buffer: a number, and an integer or bytes."""
     position = 0
@@ -176,6 +199,15 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
         need(container.get("image"), f"spec.containers[{number}].image")
     if kind.name == "Pod":
         need(spec.get("containers"), "spec.containers")
+        if before and pinned(before["spec"], before["spec"]) != pinned(spec, before["spec"]):
+            wrong("Forbidden", "spec", "Forbidden: pod updates may not change fields other than "
+                  "`spec.containers[*].image`, `spec.initContainers[*].image`, `spec.activeDeadlineSeconds` "
+                  "or `spec.tolerations` (only additions to existing tolerations)")
+        policies = ("Always", "OnFailure", "Never")
+        if spec["restartPolicy"] not in policies:
+            shown = ", ".join(f'"{policy}"' for policy in policies)
+            wrong("NotSupported", "spec.restartPolicy",
+                  f'Unsupported value: "{spec["restartPolicy"]}": supported values: {shown}')
     if kind.name in ("Secret", "ConfigMap") and before:
         check_unchanged(before, item, wrong)
     if kind.name == "Lease" and spec.get("leaseDurationSeconds", 1) <= 0:
@@ -199,6 +231,14 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
                   "'updateStrategy' are forbidden")
     if causes:
         invalid(kind, name, causes)
+
+
+def pinned(spec: Object, before: Object) -> Object:
+    """Return what of a pod's spec may not become other than it was before."""
+    free = {"activeDeadlineSeconds", "tolerations", *({"nodeName"} - before.keys())}
+    return {**{field: value for field, value in spec.items() if field not in free}, **{
+        field: [{**container, "image": ""} for container in spec.get(field, ())]
+        for field in ("containers", "initContainers")}}
 
 
 def check_unchanged(before: Object, item: Object, wrong: Callable[[str, str, str], None]) -> None:

@@ -34,7 +34,7 @@ def pod_cells(pod: Object) -> list[Any]:
     status, containers = pod["status"], pod["status"].get("containerStatuses", [])
     reasons = [at(container, f"state.{state}.reason") for container in containers
                for state in ("waiting", "terminated")]
-    shown = next(filter(None, reasons), status["phase"])
+    shown = next(filter(None, reasons), status.get("reason", status["phase"]))
     shown = "Terminating" if "deletionTimestamp" in pod["metadata"] else shown
     return [f"{sum(container['ready'] for container in containers)}/{len(pod['spec']['containers'])}", shown,
             sum(container["restartCount"] for container in containers), born(pod),

@@ -9,9 +9,9 @@ import random
 import threading
 from typing import Any
 
+from devcluster.container import port_of
 from devcluster.controllers import is_ready
 from devcluster.kinds import Object
-from devcluster.node import port_of
 from devcluster.objects import labels_of
 from devcluster.store import Change, Store
 

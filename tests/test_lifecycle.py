@@ -668,13 +668,14 @@ class Cuttable:
 
     def carry(self, near: socket.socket) -> None:
         """Carry bytes both ways until either end has ended."""
-        far = socket.create_connection((self.target.hostname or "", self.target.port or 443))
-        with near, far, contextlib.suppress(OSError):
-            data = b"-"
-            while data:
+        with near, contextlib.suppress(OSError), \
+                socket.create_connection((self.target.hostname or "", self.target.port or 443)) as far:
+            while near in self.open:
                 for one in select.select([near, far], [], [])[0]:
                     data = one.recv(65536)
                     (far if one is near else near).sendall(data)
+                    if not data:
+                        self.open.discard(near)
         self.open.discard(near)
 
     def cut(self) -> None:
