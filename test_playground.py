@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import http.client
 import importlib.util
@@ -28,9 +27,15 @@ from tests.harness import (
     PATIENCE_SECONDS,
     ROOT,
     Running,
+    altered,
+    change_pod,
+    database_of,
+    delete_by_hand,
     eventually,
     kill,
     kubectl,
+    lease_of,
+    make_leases,
     objects_of,
     path,
     refused,
@@ -422,51 +427,65 @@ class Wire(unittest.TestCase):
 
 @unittest.skipUnless(KUBECONFIG, "no cluster: PLAYGROUND_TEST_KUBECONFIG is not set")
 class Databases(unittest.TestCase):
-    """The main job, at one server."""
+    """What users are given by one server with a spare, and by another that makes each database anew."""
 
     server: ClassVar[Running]
+    other: ClassVar[Running]
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.server = Running().known()
-        cls.server.call("alice", "create_db", "swapped")
+        cls.server = Running("--sweep_interval=1").known()
+        cls.addClassCleanup(cls.server.__exit__, None)
+        cls.other = Running("--spare_databases=0", "--sweep_interval=3600").known()
+        cls.addClassCleanup(cls.other.__exit__, None)
 
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.__exit__(None)
-
-    def create(self, user_id: str, client: str = "alice") -> str:
-        status, answer, _ = self.server.call(client, "create_db", user_id)
+    def create(self, user_id: str, client: str = "alice", server: Running | None = None) -> str:
+        status, answer, _ = (server or self.server).call(client, "create_db", user_id)
         self.assertEqual(status, 200, answer)
-        self.assertEqual(answer["user_id"], user_id)
+        self.assertEqual((answer["user_id"], answer.get("note")), (user_id, None))
         return str(answer["data_source"])
+
+    def wait_for(self, user_id: str, status: str, server: Running | None = None) -> None:
+        one = server or self.server
+        eventually(lambda: one.call("alice", "heart_beat", user_id)[1]["status"] == status,
+                   f"the server knows that it is {status}")
+
+    def create_lost(self, user_id: str, lost: str, server: Running | None = None) -> str:
+        """Create a database in the place of one that was lost, which is said once; return its name."""
+        status, answer, _ = (server or self.server).call("alice", "create_db", user_id)
+        self.assertEqual((status, answer.get("note")), (200, playground.LOST), answer)
+        self.assertEqual(self.create(user_id, server=server), answer["data_source"])
+        self.assertNotEqual(database_of(user_id), lost)
+        return database_of(user_id)
 
     def test_data_source_is_what_sqlflow_parses_and_the_cluster_holds(self) -> None:
         match = DATA_SOURCE.fullmatch(self.create("plain"))
         assert match
-        secret, service, stateful_set = (json.loads(kubectl("get", kind, "mysql-plain", "-o", "json"))
-                                         for kind in ("secret", "service", "statefulset"))
+        lease, name = lease_of("plain"), database_of("plain")
+        self.assertRegex(name, r"^mysql-[a-z0-9]{16,}$")
+        secret, pod = (json.loads(kubectl("get", kind, name, "-o", "json")) for kind in ("secret", "pod"))
         self.assertEqual(match.group(1, 2, 4, 5, 6, 7),
-                         ("mysql", "root", service["spec"]["clusterIP"], "3306", "", "?maxAllowedPacket=0"))
+                         ("mysql", "root", pod["status"]["podIP"], "3306", "", "?maxAllowedPacket=0"))
         self.assertEqual(match[3], playground.decoded(secret["data"]["password"]))
         self.assertRegex(match[3], r"^[A-Za-z0-9_-]{24,}$")
-        labels = {"app.kubernetes.io/name": "mysql", "app.kubernetes.io/managed-by": "sqlflow-playground",
-                  "playground.sqlflow.org/user": "plain"}
-        for item in (secret, service, stateful_set, stateful_set["spec"]["template"]):
-            self.assertLessEqual(labels.items(), item["metadata"]["labels"].items())
-        annotations = stateful_set["metadata"]["annotations"]
-        self.assertEqual((annotations["playground.sqlflow.org/user-id"],
-                          annotations["playground.sqlflow.org/client"]), ("plain", "alice"))
-        self.assertRegex(annotations["playground.sqlflow.org/last-heart-beat"],
-                         r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+        self.assertTrue(secret["immutable"])
+        database, user = {playground.DATABASE: name[len("mysql-"):]}, {playground.USER: "plain"}
+        for item, labels in ((lease, user), (secret, {**user, **database}), (pod, database)):
+            self.assertLessEqual({**labels, **playground.OURS}.items(), item["metadata"]["labels"].items())
+            self.assertIn("app.kubernetes.io/name", item["metadata"]["labels"])
+        self.assertNotIn(playground.DATABASE, lease["metadata"]["labels"])  # By which databases are deleted.
+        noted = lease["metadata"]["annotations"]
+        self.assertEqual((noted[playground.USER_ID], noted[playground.CLIENT]), ("plain", "alice"))
+        for moment in ("acquireTime", "renewTime"):
+            self.assertRegex(lease["spec"][moment], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
 
     def test_warm_request_starts_no_process(self) -> None:
-        first = self.create("warm")
-        count = self.server.kubectls()
-        self.assertEqual([self.create("warm") for _ in range(5)], [first] * 5)
-        self.assertEqual(self.server.call("alice", "heart_beat", "warm")[1]["status"], "ready")
-        self.assertEqual(len([line for line in self.server.lines("kubectl verb=")[count:]
-                              if "verb=get" not in line]), 0)
+        first = self.create("warm", server=self.other)
+        count = self.other.kubectls()
+        self.assertEqual([self.create("warm", server=self.other) for _ in range(5)], [first] * 5)
+        self.assertEqual(self.other.call("alice", "heart_beat", "warm")[1],
+                         {"user_id": "warm", "status": "ready"})
+        self.assertEqual(self.other.kubectls(), count)
 
     def test_users_at_once_get_databases_of_their_own_and_one_user_twice_gets_one(self) -> None:
         users = ["twin-a", "twin-b", "same", "same", "same"]
@@ -480,7 +499,7 @@ class Databases(unittest.TestCase):
         self.assertEqual(self.server.call("alice", "delete_db", "again")[:2],
                          (200, {"user_id": "again", "status": "absent"}))
         self.assertNotEqual(self.create("again"), first)
-        self.assertEqual(len(objects_of("again")), 3)
+        eventually(lambda: len(objects_of("again")) == 3, "the first one is gone")
         for _ in range(2):  # The second click is safe.
             self.assertEqual(self.server.call("alice", "delete_db", "again")[0], 200)
         eventually(lambda: not objects_of("again"), "the objects are gone")
@@ -494,18 +513,18 @@ class Databases(unittest.TestCase):
             self.assertEqual(len(objects_of(user)), 3, user)
             self.assertEqual(self.server.call("alice", "heart_beat", user)[1],
                              {"user_id": user, "status": "ready"})
-        self.assertEqual(self.create("e\u0301".encode().decode().replace("e\u0301", "é")), self.create("é"))
 
-    def test_another_client_gets_403_and_learns_nothing(self) -> None:
-        self.create("mine")
+    def test_another_client_gets_403_and_learns_nothing_until_a_maintainer_hands_over(self) -> None:
+        source = self.create("mine")
         for api in ("create_db", "heart_beat", "delete_db"):
             self.assertEqual(self.server.call("bob", api, "mine")[:2],
                              (403, {"error": "this user_id belongs to another client"}))
         self.assertNotIn("mine",
                          [entry["user_id"] for entry in self.server.call("bob", "list_db")[1]["databases"]])
-        kubectl("annotate", "statefulset", "mysql-mine", "--overwrite", "playground.sqlflow.org/client=bob")
+        kubectl("annotate", "lease", "user-mine", "--overwrite", f"{playground.CLIENT}=bob")
         eventually(lambda: self.server.call("bob", "heart_beat", "mine")[0] == 200,
                    "the maintainer's hand-over is known")
+        self.assertEqual(self.create("mine", "bob"), source)
         self.assertEqual(self.server.call("alice", "create_db", "mine")[0], 403)
 
     def test_list_tells_the_last_beat(self) -> None:
@@ -516,115 +535,144 @@ class Databases(unittest.TestCase):
         self.assertRegex(entries["listed"]["last_heart_beat"], r"^20..-..-..T..:..:..Z$")
 
     def test_class_of_60_is_served_in_a_few_kubectls(self) -> None:
-        before = len(self.server.lines("kubectl verb=create"))
-        answers = self.server.create_at_once([f"class-{number}" for number in range(60)])
+        before = len(self.other.lines("kubectl verb=create"))
+        answers = self.other.create_at_once([f"class-{number}" for number in range(60)])
         self.assertEqual({status for status, _ in answers}, {200})
         self.assertEqual(len({answer["data_source"] for _, answer in answers}), 60)
-        self.assertLessEqual(len(self.server.lines("kubectl verb=create")) - before, 4)
+        self.assertLessEqual(len(self.other.lines("kubectl verb=create")) - before, 3)
         with ThreadPoolExecutor(60) as pool:
-            statuses = pool.map(lambda number: self.server.call("alice", "delete_db", f"class-{number}")[0],
+            statuses = pool.map(lambda number: self.other.call("alice", "delete_db", f"class-{number}")[0],
                                 range(60))
         self.assertEqual(set(statuses), {200})
 
-    def test_object_that_is_not_ours_is_409_for_its_user_alone_and_stays(self) -> None:
-        kubectl("create", "-f", "-",
-                stdin=json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mysql-taken"},
-                                  "spec": {"ports": [{"port": 1}]}}))
+    def test_lease_that_is_not_ours_is_409_for_its_user_alone_and_stays(self) -> None:
+        make_leases("taken")
+        kubectl("label", "lease", "user-taken", "app.kubernetes.io/managed-by-")
+        before = lease_of("taken")
         answers = self.server.create_at_once([*(f"beside-{number}" for number in range(8)), "taken"])
         self.assertEqual([status for status, _ in answers], [200] * 8 + [409])
-        eventually(lambda: not objects_of("taken"), "what was made beside it is removed")
-        kubectl("get", "service", "mysql-taken")
+        self.assertIn("user-taken", answers[-1][1]["error"])
+        self.assertEqual(self.server.call("alice", "delete_db", "taken")[0], 409)
+        eventually(lambda: objects_of("taken") == ["lease/user-taken"], "what was made beside it is removed")
+        self.assertEqual(lease_of("taken"), before)
+
+    def test_id_whose_name_is_another_ids_is_409(self) -> None:
+        make_leases("Collides")
+        kubectl("annotate", "lease", f"user-{playground.slug('Collides')}", "--overwrite",
+                f"{playground.USER_ID}=collided")
+        before = lease_of("Collides")
+        for api in ("create_db", "delete_db"):
+            eventually(lambda api=api: self.server.call("alice", api, "Collides")[0] == 409, "it is known")
+        self.assertEqual(self.server.call("bob", "create_db", "Collides")[0], 403)
+        self.assertEqual(lease_of("Collides"), before)
 
     def test_failure_to_look_whose_a_name_is_fails_nobody_else(self) -> None:
-        kubectl("create", "service", "clusterip", "mysql-foreign", "--tcp=1")
-        option = stand_in("blind",
-                          'case "$*" in *" get "*/mysql-*) '
+        make_leases("foreign")
+        kubectl("label", "lease", "user-foreign", "app.kubernetes.io/managed-by-")
+        option = stand_in("blind", 'case "$*" in *" get "*leases/user-foreign*) '
                           'echo "Error from server (Forbidden): no" >&2; exit 1;; esac')
         with Running(option).known() as server:
             answers = server.create_at_once([*(f"around-{number}" for number in range(8)), "foreign"])
             self.assertEqual([status for status, _ in answers], [200] * 8 + [502])
 
-    def test_service_or_secret_or_stateful_set_deleted_by_hand_is_made_anew(self) -> None:
-        source = self.create("broken")
-        for kind in ("service", "secret", "statefulset"):
-            kubectl("delete", kind, "mysql-broken")
-            eventually(lambda: self.server.call("alice", "heart_beat", "broken")[1]["status"] != "ready",
-                       "the server has seen it go")
-            again = self.create("broken")
-            # The database keeps its password: this server remembers it.
-            self.assertEqual(again.split("@")[0], source.split("@")[0], kind)
-            self.assertEqual(len(objects_of("broken")), 3)
+    def test_two_clients_who_race_for_an_id_on_two_servers_are_one_owner_and_one_403(self) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for number in range(10):
+                racers = {client: pool.submit(server.call, client, "create_db", f"raced-{number}")
+                          for client, server in (("alice", self.server), ("bob", self.other))}
+                statuses = {client: answer.result()[0] for client, answer in racers.items()}
+                owner = lease_of(f"raced-{number}")["metadata"]["annotations"][playground.CLIENT]
+                self.assertEqual(statuses, {**dict.fromkeys(racers, 403), owner: 200})
+        for number in range(10):
+            eventually(lambda number=number: len(objects_of(f"raced-{number}")) == 3,
+                       "what the other one made is removed")
 
-    def test_secret_lost_while_no_server_ran_costs_the_data_and_the_answer_says_so(self) -> None:
-        with Running().known() as other:
-            old = other.call("alice", "create_db", "lost")[1]["data_source"]
-        uid = kubectl("get", "statefulset", "mysql-lost", "-o", "jsonpath={.metadata.uid}")
-        kubectl("delete", "secret", "mysql-lost")
-        with Running().known() as other:
-            status, answer, _ = other.call("alice", "create_db", "lost")
-            self.assertEqual((status, "made anew" in answer.get("note", "")), (200, True),
-                             (answer, other.log()))
-            self.assertNotEqual(answer["data_source"], old)
-            self.assertNotEqual(kubectl("get", "statefulset", "mysql-lost", "-o",
-                                        "jsonpath={.metadata.uid}"), uid)
-            self.assertTrue(other.lines("deletes=statefulset.apps/mysql-lost"))
+    def test_pod_that_was_deleted_or_evicted_is_absent_and_its_user_is_told_of_another_database_once(
+        self) -> None:
+        for user, lose in (("deleted", lambda name: delete_by_hand(f"pod/{name}")),
+                           ("evicted", lambda name: change_pod(name, phase="Failed", reason="Evicted"))):
+            with self.subTest(user):
+                self.create(user)
+                lose(lost := database_of(user))
+                self.wait_for(user, "absent")
+                listed = self.server.call("alice", "list_db")[1]["databases"]
+                self.assertIn((user, "absent"), [(entry["user_id"], entry["status"]) for entry in listed])
+                self.create_lost(user, lost)
+                eventually(lambda user=user: len(objects_of(user)) == 3, "the sweep removes what is left")
 
-    def replace_secret(self, user_id: str) -> None:
-        secret = json.loads(kubectl("get", "secret", f"mysql-{user_id}", "-o", "json"))
-        kubectl("delete", "secret", f"mysql-{user_id}")
-        secret["metadata"] = {key: secret["metadata"][key] for key in ("name", "labels", "annotations")}
-        secret["metadata"]["annotations"][playground.SET] = "another"
-        secret["data"]["password"] = "bm90LXRoZS1vbmUtaXQtc3RhcnRlZC13aXRo"
-        kubectl("create", "-f", "-", stdin=json.dumps(secret))
+    def test_note_of_a_lost_database_stays_until_a_client_could_take_it(self) -> None:
+        self.create("untold", server=self.other)
+        delete_by_hand(f"pod/{(lost := database_of('untold'))}")
+        self.wait_for("untold", "absent", self.other)
+        with self.other.connect() as connection:
+            body = b'{"user_id": "untold"}'
+            connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\n"
+                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            eventually(lambda: database_of("untold") != lost, "another one is under way")
+        self.wait_for("untold", "ready", self.other)  # Whoever asked has hung up before.
+        self.create_lost("untold", lost, self.other)
 
-    def test_replaced_secret_is_never_answered_and_delete_db_gets_rid_of_it(self) -> None:
-        created = json.loads(kubectl("get", "statefulset", "mysql-swapped", "-o",
-                                     "json"))["metadata"]["creationTimestamp"]
-        old = calendar.timegm(time.strptime(created, playground.RFC_3339)) + playground.KUBECTL_SECONDS
-        eventually(lambda: time.time() > old + 2, "it is no new database any more")
-        self.replace_secret("swapped")
-        eventually(lambda: self.server.call("alice", "create_db", "swapped")[0] == 409,
-                   "the server has seen it")
-        self.assertIn("replaced", self.server.call("alice", "create_db", "swapped")[1]["error"])
-        self.assertEqual(self.server.call("alice", "delete_db", "swapped")[0], 200)
-        self.create("swapped")
+    def test_secret_deleted_by_hand_beside_its_pod_is_put_back_with_its_password(self) -> None:
+        source, name = self.create("unlocked"), database_of("unlocked")
+        delete_by_hand(f"secret/{name}")
+        self.wait_for("unlocked", "starting")
+        self.assertEqual(self.create("unlocked"), source)
+        self.assertEqual(sorted(objects_of("unlocked")),
+                         ["lease/user-unlocked", f"pod/{name}", f"secret/{name}"])
 
-    def test_database_in_use_is_not_deleted_for_an_edited_annotation(self) -> None:
-        source = self.create("annotated")
-        uid = kubectl("get", "statefulset", "mysql-annotated", "-o", "jsonpath={.metadata.uid}")
-        time.sleep(playground.KUBECTL_SECONDS + 2)  # It is no new database any more.
-        kubectl("annotate", "secret", "mysql-annotated", playground.SET + "-")
-        eventually(lambda: self.server.call("alice", "create_db", "annotated")[0] == 409,
-                   "the server has seen it")
-        self.assertEqual(kubectl("get", "statefulset", "mysql-annotated", "-o", "jsonpath={.metadata.uid}"),
-                         uid)
-        set_id = kubectl("get", "service", "mysql-annotated", "-o",
-                         r"jsonpath={.metadata.annotations.playground\.sqlflow\.org/set}")
-        kubectl("annotate", "secret", "mysql-annotated", f"{playground.SET}={set_id}")
-        eventually(lambda: self.server.call("alice", "create_db",
-                                            "annotated")[1].get("data_source") == source,
-                   "put back, it is answered")
+    def test_secret_deleted_while_no_server_ran_costs_the_data_and_the_answer_says_so(self) -> None:
+        with Running("--spare_databases=0").known() as one:
+            self.create("forgotten", server=one)
+        delete_by_hand(f"secret/{(lost := database_of('forgotten'))}")
+        program = altered("playground.HALF_MADE_SECONDS = 0.1")
+        with Running("--spare_databases=0", "--sweep_interval=0.5", program=program).known() as another:
+            self.create_lost("forgotten", lost, another)
+            eventually(lambda: not kubectl("get", "pod", lost, "--ignore-not-found"), "its Pod is removed")
 
-    def test_new_database_that_was_not_made_for_its_secret_is_made_anew(self) -> None:
-        """Two servers that create and delete at once can leave such a set."""
-        self.create("crossed")
-        self.replace_secret("crossed")
-        eventually(lambda: "not-the-one" in self.create("crossed"), "it has the new password")
-        sets = kubectl("get", "secret,service,statefulset", "-l", "playground.sqlflow.org/user=crossed", "-o",
-                       r"jsonpath={.items[*].metadata.annotations.playground\.sqlflow\.org/set}")
-        self.assertEqual(sets.split(), ["another"] * 3)
+    def test_secret_whose_user_label_was_removed_by_hand_is_nobody_elses_and_gets_it_again(self) -> None:
+        source, name = self.create("relabelled"), database_of("relabelled")
+        kubectl("label", "secret", name, f"{playground.USER}-")
+        self.create("next-comer")
+        self.assertNotEqual(database_of("next-comer"), name)
+        self.assertEqual(self.create("relabelled"), source)
+        self.assertIn(f"secret/{name}", objects_of("relabelled"))
 
-    def test_table_that_is_late_neither_answers_an_old_password_nor_deletes_or_spares_wrongly(self) -> None:
-        with Running().known() as late:
-            old = late.call("alice", "create_db", "stale")[1]["data_source"]
+    def test_secret_without_the_label_of_all_that_is_ours_is_named_and_untouched(self) -> None:
+        source, name = self.create("unlabelled"), database_of("unlabelled")
+        kubectl("label", "secret", name, "app.kubernetes.io/managed-by-")
+        self.wait_for("unlabelled", "starting")
+        before = self.server.kubectls()
+        status, answer, _ = self.server.call("alice", "create_db", "unlabelled")
+        self.assertEqual((status, "label" in answer.get("error", "")), (409, True), answer)
+        self.assertLess(self.server.kubectls(), before + 10)
+        kubectl("label", "secret", name, "app.kubernetes.io/managed-by=sqlflow-playground")
+        self.wait_for("unlabelled", "ready")
+        self.assertEqual(self.create("unlabelled"), source)
 
-            stopped = [late.blind("secrets")]
+    def test_address_that_moves_is_told_by_beats_and_answered_with_a_note(self) -> None:
+        self.create("moving", server=self.other)
+        change_pod(database_of("moving"), podIP="127.99.0.1", podIPs=[{"ip": "127.99.0.1"}])
+        moved = {"user_id": "moving", "status": "ready", "moved": True}
+        eventually(lambda: self.other.call("alice", "heart_beat", "moving")[1] == moved, "the server tells")
+        with Running("--spare_databases=0").known() as another:
+            self.assertEqual(another.call("alice", "heart_beat", "moving")[1], moved)
+        status, answer, _ = self.other.call("alice", "create_db", "moving")
+        self.assertEqual((status, answer["note"]), (200, playground.MOVED))
+        self.assertIn("@tcp(127.99.0.1:3306)", answer["data_source"])
+        self.assertEqual(self.create("moving", server=self.other), answer["data_source"])
+        del moved["moved"]
+        self.assertEqual(self.other.call("alice", "heart_beat", "moving")[1], moved)
+
+    def test_table_that_is_late_answers_no_old_password_and_takes_nothing_from_anybody(self) -> None:
+        with Running("--spare_databases=0").known() as late:
+            old = self.create("stale", server=late)
+            stopped = [late.blind("secrets"), late.blind("pods")]
             self.assertEqual(self.server.call("alice", "delete_db", "stale")[0], 200)
             new = self.create("stale")
             self.assertNotEqual(new, old)
             eventually(lambda: late.call("alice", "create_db", "stale")[1].get("data_source") == new,
                        "the new one is answered")
-            stopped += [late.blind("services"), late.blind("statefulsets")]
+            stopped.append(late.blind("leases"))
             self.create("unseen")
             self.assertEqual(late.call("bob", "delete_db", "unseen")[0], 403)
             self.assertEqual(late.call("bob", "create_db", "unseen")[0], 403)
@@ -632,35 +680,12 @@ class Databases(unittest.TestCase):
             eventually(lambda: not objects_of("unseen"), "it is deleted")
             kill(stopped)
 
-    def test_secret_without_its_label_is_not_lost_and_nothing_is_deleted(self) -> None:
-        self.create("unlabelled")
-        kubectl("label", "secret", "mysql-unlabelled", "app.kubernetes.io/managed-by-")
-        uid = kubectl("get", "statefulset", "mysql-unlabelled", "-o", "jsonpath={.metadata.uid}")
-        with Running().known() as other:
-            status, answer, _ = other.call("alice", "create_db", "unlabelled")
-            self.assertEqual((status, "labels" in answer["error"]), (409, True), answer)
-            self.assertEqual(kubectl("get", "statefulset", "mysql-unlabelled", "-o",
-                                     "jsonpath={.metadata.uid}"), uid)
-            kubectl("label", "secret", "mysql-unlabelled", "app.kubernetes.io/managed-by=sqlflow-playground")
-            eventually(lambda: other.call("alice", "create_db", "unlabelled")[0] == 200,
-                       "labelled again, it is answered")
-
-    def test_secret_edited_in_place_is_read_again(self) -> None:
-        self.create("edited")
-        kubectl("patch", "secret", "mysql-edited", "-p",
-                '{"stringData": {"password": "edited-by-the-maintainer-0123"}}')
-        eventually(lambda: "edited-by-the-maintainer-0123" in self.create("edited"),
-                   "what the cluster holds is answered")
-
     def test_restart_loses_nothing_and_another_server_answers_the_same(self) -> None:
         source = self.create("shared")
-        with Running().known() as other:
-            self.assertEqual(other.call("alice", "create_db", "shared")[1]["data_source"], source)
-            self.assertEqual(other.call("bob", "create_db", "shared")[0], 403)
-            with ThreadPoolExecutor(2) as pool:
-                both = [pool.submit(server.call, "alice", "create_db", "raced")
-                        for server in (self.server, other)]
-            self.assertEqual(*(future.result()[1]["data_source"] for future in both))
+        self.assertEqual(self.create("shared", server=self.other), source)
+        with Running().known() as restarted:
+            self.assertEqual(self.create("shared", server=restarted), source)
+            self.assertEqual(restarted.call("bob", "create_db", "shared")[0], 403)
 
     def test_limits_on_databases_are_429_and_name_themselves(self) -> None:
         self.create("counted")
@@ -673,18 +698,16 @@ class Databases(unittest.TestCase):
                 self.assertEqual(other.call("alice", "create_db", "counted")[0], 200)
 
     def test_api_servers_error_that_quotes_a_password_reaches_neither_client_nor_log(self) -> None:
-        options = template("number.yaml", Secret=lambda item: item["stringData"].update(port=3306))
-        cluster = playground.Cluster(playground.Kubectl("kubectl", "", harness.namespace),
-                                     playground.Template(path("number.yaml")), 0, 0, 0, 60)
-        self.assertIn("number.yaml", options[1])
-        work = playground.Work(playground.Database(cluster, "mysql-quoted"), ("quoted", "alice"),
-                               cluster.creating)
+        template("number.yaml", Secret=lambda item: item["stringData"].update(port=3306))
+        made = playground.Template(path("number.yaml"))
+        cluster = playground.Cluster(playground.Kubectl("kubectl", "", harness.namespace), made,
+                                     playground.Settings(0, 0, 0, 60, 0))
+        change = playground.Change(None, "quoted")
+        change.creates = made.objects_of("quoted", "5ecret0123456789abcdef5ecret0123")[:1]
         with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), \
-                self.assertLogs("playground") as logs, \
-                unittest.mock.patch("secrets.token_hex", return_value="5ecret0123456789abcdef5ecret0123"):
-            cluster.create_group([work])
-            outcome = work.failure
-        assert isinstance(outcome, playground.KubectlError)
+                self.assertLogs("playground") as logs:
+            cluster.carry_out([change])
+        [(_, outcome)] = change.failures
         told = playground.told(outcome).message
         self.assertIn("outcome=invalid", logs.output[0])
         self.assertIn("***", logs.output[0])
@@ -693,15 +716,14 @@ class Databases(unittest.TestCase):
         self.assertIn("invalid", told)
 
     def test_stopping_server_finishes_what_is_in_flight(self) -> None:
-        with Running().known() as other:
+        with Running("--spare_databases=0").known() as one:
             with ThreadPoolExecutor(1) as pool:
-                answer = pool.submit(other.call, "alice", "create_db", "last-minute")
-                eventually(lambda: other.lines("verb=create") and len(objects_of("last-minute")) == 3,
-                           "it is under way")
-                other.process.send_signal(signal.SIGTERM)
+                answer = pool.submit(one.call, "alice", "create_db", "last-minute")
+                eventually(lambda: len(objects_of("last-minute")) == 3, "it is under way")
+                one.process.send_signal(signal.SIGTERM)
                 self.assertEqual(answer.result()[0], 200)
                 self.assertEqual(answer.result()[2]["connection"], "close")
-            self.assertEqual(other.process.wait(PATIENCE_SECONDS), 0)
+            self.assertEqual(one.process.wait(PATIENCE_SECONDS), 0)
 
 
 if __name__ == "__main__":

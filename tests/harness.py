@@ -388,10 +388,56 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def lease_of(user_id: str) -> dict[str, Any]:
+    """Return a user's lease as the cluster holds it, or nothing."""
+    printed = kubectl("get", "lease", f"user-{playground.slug(user_id)}", "--ignore-not-found", "-o", "json")
+    found: dict[str, Any] = json.loads(printed or "{}")
+    return found
+
+
+def database_of(user_id: str) -> str:
+    """Return what a user's Pod and Secret are called; empty without a lease."""
+    return str(lease_of(user_id).get("spec", {}).get("holderIdentity", ""))
+
+
+def last_beat(user_id: str) -> str:
+    return str(lease_of(user_id)["spec"]["renewTime"])
+
+
 def objects_of(user_id: str) -> list[str]:
-    listing = kubectl("get", "statefulset,service,secret", "-l",
-                      f"playground.sqlflow.org/user={playground.slug(user_id)}", "-o", "name")
-    return listing.split()
+    """Return what the cluster holds of a user: the lease, and all of each database that was given."""
+    kinds = "lease,secret,service,persistentvolumeclaim,pod"
+    found = [(f"{item['kind'].lower()}/{item['metadata']['name']}", item["metadata"].get("labels", {}))
+             for item in json.loads(kubectl("get", kinds, "-o", "json"))["items"]]
+    theirs = {labels.get(playground.DATABASE) for _, labels in found
+              if labels.get(playground.USER) == playground.slug(user_id)} - {None}
+    return sorted(name for name, labels in found if labels.get(playground.DATABASE) in theirs
+                  or labels.get(playground.USER) == playground.slug(user_id))
+
+
+def spares() -> list[str]:
+    """Return what the databases without a user are called."""
+    return kubectl("get", "secret", "-l", f"{playground.DATABASE},!{playground.USER}", "-o",
+                   "jsonpath={.items[*].metadata.name}").split()
+
+
+def delete_by_hand(*names: str) -> None:
+    kubectl("delete", *names, "--wait=false")
+
+
+def change_pod(name: str, **status: Any) -> None:
+    """Change a Pod's status, as its node does."""
+    pod = json.loads(kubectl("get", "pod", name, "-o", "json"))
+    pod["status"].update(status)
+    kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/pods/{name}/status", "-f", "-",
+            stdin=json.dumps(pod))
+
+
+def make_leases(*user_ids: str, client: str = "alice", renewed: float = 0.0) -> None:
+    """Make users' leases by hand, of databases that nobody has ever made."""
+    kubectl("create", "-f", "-", stdin=playground.listed([playground.lease_of(
+        playground.slug(user_id), user_id, client, secrets.token_hex(8), "", renewed or time.time())
+        for user_id in user_ids]).decode())
 
 
 # ---- Certificates that gen_cert.sh does not make -----------------------------------------------------
