@@ -116,7 +116,8 @@ def said() -> Iterator[str]:
                 yield from texts(value)
         elif isinstance(node, ast.Name):
             yield str(getattr(playground, node.id, "\0"))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "format":
+            assert isinstance(node.func, ast.Attribute)
             yield from (text.replace("{}", "\0") for text in texts(node.func.value))
         else:
             yield node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
