@@ -2170,7 +2170,8 @@ class Cluster:
             id = look.lease.holder if look.lease else ""
             keys = [("Lease", f"user-{user.slug}"), ("Secret", f"mysql-{id}"), ("Pod", f"mysql-{id}")]
             read = there.get(keys[0])
-            if not user.lease or read and seen_of(read)[2] == user.lease.holder:  # What it names was read as well.
+            # What it names now must be what was read with it.
+            if not user.lease or read and seen_of(read)[2] == user.lease.holder:
                 user.looked_at = look.ordered
             foreign = [key for key in keys if key in there and not is_ours(there[key])]
             user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
