@@ -1506,7 +1506,7 @@ class Order:
     """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
 
     def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
-        self.then, self.id, self.user = then, id, user
+        self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
         # Leases, and Secrets of spares that go: by who saw their version;
         self.replaces: list[dict[str, Any]] = []
         self.creates: list[dict[str, Any]] = []
@@ -1970,17 +1970,17 @@ class Cluster:
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
         parts = [kind for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret") if kind in objects]
         # Its volume stays, and the password, and the lease, which says so.
-        if is_persistent(id) and then == self.swept:
+        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease, which says so.
             order.replaces.append(changed(user.lease.item, kept=True))
             parts = parts[:-2] if "PersistentVolumeClaim" in parts else parts
-        else:
-            order.deletes.append(("Lease", name, user.lease.uid, user.lease.version))
         if is_persistent(id):  # Names that are used again: by uid.
             order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
-        # A spare, or somebody else's by now, stays: it was never given to this one.
-        elif id in self.databases:
+        elif id in self.databases:  # A spare, or somebody else's by now, stays: it was never given to this one.
             record = self.databases[id].record
             order.ends = bool(record and record.user == user.slug)
+        if not order.replaces:  # Last: while it is there, what is left of a volume is known. A beat saves no other.
+            version = 0 if is_persistent(id) else user.lease.version
+            order.deletes.append(("Lease", name, user.lease.uid, version))
         self.start_order(self.ending, order)
 
     def remove(self, database: Database) -> None:
@@ -2117,7 +2117,7 @@ class Cluster:
         """Take up what came of an end."""
         user = order.user
         if order.id in self.databases:  # What goes takes queries no more, whatever a late watch shows.
-            self.databases[order.id].going = not order.failures
+            self.databases[order.id].going = order.ends and not order.failures
         if not user:
             return
         if not order.failures:
@@ -2247,7 +2247,7 @@ class Cluster:
         if failure and failure.reason != "not found":
             self.round.failed = True
             if failure.reason == "timeout":  # Half as many may be written in time.
-                self.beats_at_once = max(self.beats_at_once // 2, 10)
+                self.beats_at_once = max(len(due) // 2, 10)
             return self.end_round()
         self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
         return self.write_beats(spacing)
@@ -2294,10 +2294,10 @@ class Cluster:
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
-        if order.user and order.user.lease and not order.failures:
-            lease = order.user.lease
+        if order.lease and not order.failures:
             metrics.add("databases_swept_total")
-            log.info(logfmt("sweep", user=lease.user_id, client=lease.client, last_beat=lease.renewed))
+            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
+                            last_beat=order.lease.renewed))
         self.gone(order)
 
     def is_suspect(self, database: Database) -> bool:
