@@ -1970,15 +1970,15 @@ class Cluster:
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
         parts = [kind for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret") if kind in objects]
         # Its volume stays, and the password, and the lease, which says so.
-        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease, which says so.
+        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
             order.replaces.append(changed(user.lease.item, kept=True))
             parts = parts[:-2] if "PersistentVolumeClaim" in parts else parts
         if is_persistent(id):  # Names that are used again: by uid.
             order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
-        elif id in self.databases:  # A spare, or somebody else's by now, stays: it was never given to this one.
+        elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             record = self.databases[id].record
             order.ends = bool(record and record.user == user.slug)
-        if not order.replaces:  # Last: while it is there, what is left of a volume is known. A beat saves no other.
+        if not order.replaces:  # Last: while it is there, what is left of a volume is known.
             version = 0 if is_persistent(id) else user.lease.version
             order.deletes.append(("Lease", name, user.lease.uid, version))
         self.start_order(self.ending, order)
