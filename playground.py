@@ -2253,27 +2253,35 @@ class Cluster:
         return self.write_beats(spacing)
 
     def end_round(self) -> None:
-        """End who is idle and what is nobody's, if all beats could be written in time.
+        """Look for who is idle and what is nobody's, if all beats could be written in time.
 
         If they could not, those of other servers may not either, and who seems idle may be beating there.
         """
         assert self.round
         in_time = not self.round.failed and self.clock() - self.round.began <= self.spacing()
         self.round = None
-        if not in_time or self.stopped:
+        if in_time and not self.stopped:
+            self.beats_written_at = self.wall()
+            self.look_around(iter([*self.users.values(), *self.databases.values()]), [], [])
+
+    def look_around(self, rest: Iterator[User | Database], idle: list[User], suspects: list[str]) -> None:
+        """Look at all users and databases, a portion in each step of the loop; then end who is idle."""
+        portion = list(itertools.islice(rest, PORTION_OBJECTS))
+        for one in portion:
+            if isinstance(one, Database):
+                suspects += [one.id] if self.is_suspect(one) else []
+            elif self.is_idle(one):
+                idle.append(one)
+            elif one.lease and not one.order and not one.lease.kept:
+                self.mend(one, one.lease)
+        if portion:
+            self.loop.post(functools.partial(self.look_around, rest, idle, suspects))
             return
-        self.beats_written_at = self.wall()
-        idle = [user for user in self.users.values() if self.is_idle(user)]
         # Not always the same, should they fail.
         for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
             self.look(user, idle=True)
-        for user in self.users.values():
-            if not user.order and user.lease and not user.lease.kept:
-                self.mend(user, user.lease)
-        suspects = [database for database in self.databases.values()
-                    if self.is_suspect(database)][:SUSPECTS_PER_ROUND]
         if suspects:
-            self.loop.start(functools.partial(self.find_garbage, [one.id for one in suspects]),
+            self.loop.start(functools.partial(self.find_garbage, suspects[:SUSPECTS_PER_ROUND]),
                             self.remove_garbage)
 
     def mend(self, user: User, lease: Lease) -> None:

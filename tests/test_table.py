@@ -32,6 +32,9 @@ class Loop:
     def call_at(self, moment: float, step: Callable[[], object]) -> None:
         heapq.heappush(self.timers, (moment, next(self.order), step))
 
+    def post(self, step: Callable[[], object]) -> None:
+        self.call_at(self.now, step)
+
     def pass_time(self, seconds: float) -> None:
         until = self.now + seconds
         while self.timers and self.timers[0][0] <= until:
