@@ -46,7 +46,7 @@ DOUBT_SECONDS = 2 * playground.KUBECTL_SECONDS
 # meanwhile.
 ANSWER_SECONDS, SERVED_SECONDS = 20.0, 120.0
 # Between two faults, on average; and how long one may be the reason for a 503.
-FAULT_SECONDS, EXCUSE_SECONDS = 3.0, 45.0
+FAULT_SECONDS, EXCUSE_SECONDS = 2.0, 45.0
 SLACK_SECONDS = 60.0  # For what is due on a busy machine: the sweep deletes 30 a round.
 # Until the cluster holds what it must once faults are over: who went is idle, half a spare is garbage, and
 # spares that failed are made again after a pause, of which the second takes two minutes.
@@ -132,7 +132,7 @@ class Ledger:
 
     def listing(self, kind: str) -> dict[str, Any]:
         """Read all of a kind that is not being deleted, by name; but for Kubernetes' own Secrets."""
-        return {item["metadata"]["name"]: item for item in self.get(PATHS[kind])["items"]
+        return {item["metadata"]["name"]: {**item, "kind": kind} for item in self.get(PATHS[kind])["items"]
                 if "deletionTimestamp" not in item["metadata"]
                 and item["metadata"]["name"].startswith(("mysql-", "user-"))}
 
@@ -153,7 +153,7 @@ class Ledger:
                 listing = self.get(PATHS[kind])
                 version = listing["metadata"]["resourceVersion"]
                 for item in listing["items"]:
-                    self.take(kind, "ADDED", item)
+                    self.take(kind, "ADDED", {**item, "kind": kind})
             with contextlib.suppress(OSError, http.client.HTTPException), \
                     self.ask("GET", f"{PATHS[kind]}?watch=1&resourceVersion={version}&timeoutSeconds=60"
                              ) as lines:
@@ -673,8 +673,8 @@ class User(threading.Thread):
             connection.close()
 
 
-def soak(seconds: float, seed: int) -> int:
-    """Soak; print what came of it; return the exit status."""
+def soak(seconds: float, seed: int, logs: str) -> int:
+    """Soak; print what came of it; keep the logs if a folder is given, or if they tell; return the status."""
     print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, {SPARES} spares, idle "
           f"after {IDLE_SECONDS:.0f} s, rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}",
           flush=True)
@@ -713,8 +713,9 @@ def soak(seconds: float, seed: int) -> int:
         print(f"          server {name}, {when}: "
               f"{', '.join(f'{value} {what}' for what, value in burdens.items())}")
     print(f"{len(this.wrongs):8}  things wrong")
-    if this.wrongs:
-        kept = tempfile.mkdtemp(prefix="soak-")
+    if this.wrongs or logs:
+        kept = logs or tempfile.mkdtemp(prefix="soak-")
+        os.makedirs(kept, exist_ok=True)
         for server in this.servers:
             for number, run in enumerate(server.runs):
                 shutil.copy(run.log_path, os.path.join(kept, f"{server.name}-{number}.log"))
@@ -729,13 +730,14 @@ def main() -> int:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6),
                         help="what users and faults are drawn with")
+    parser.add_argument("--logs", default="", help="folder to keep the servers' logs in, in any case")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         test.set_up()
         for client in CLIENTS:
             test.gen_cert(client)
-        return soak(options.seconds, options.seed)
+        return soak(options.seconds, options.seed, options.logs)
     finally:
         test.tear_down()
 
