@@ -1899,8 +1899,8 @@ class Cluster:
         """
         lease = user.lease
         before = self.databases.get(lease.holder) if lease else None
-        if before and before.was_ready and not is_persistent(before.id):
-            user.note = LOST
+        if lease and (lease.address or before and before.was_ready) and not is_persistent(lease.holder):
+            user.note = LOST  # It had been ready.
         spare = self.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
@@ -2395,6 +2395,7 @@ class Cluster:
         """Make the next spare later, the more have failed."""
         pause = min(60 * 2 ** self.spares_failed, 1800)
         self.spares_failed, self.spare_trouble = self.spares_failed + 1, why
+        metrics.add("spares_failed_total")
         self.no_spares_before = max(self.no_spares_before, self.clock() + pause)
         log.warning(logfmt("spare", outcome="failed", reason=why, next_try_seconds=pause))
 
@@ -3337,6 +3338,7 @@ FAMILIES = {
     "creations_grouped": Family("histogram", "Users whose databases one kubectl created.",
                                 (1, 2, 5, 10, 20, 50)),
     "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
+    "spares_failed_total": Family("counter", "Spare databases that could not be made, or did not stay ready."),
     "databases_given_total": Family("counter", "Databases given to users, from what."),
     "data_source_seconds": Family("histogram",
                                   "Time from the order of a user's database to its data source, from what.",
@@ -3400,6 +3402,7 @@ class Metrics:
 metrics = Metrics()
 # Prometheus sees a counter grow only from a value that it has seen: these are 0 before they happen.
 metrics.add("databases_swept_total", 0)
+metrics.add("spares_failed_total", 0)
 for origin in ("spare", "starting", "new"):
     metrics.add("databases_given_total", 0, **{"from": origin})
 for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
