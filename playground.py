@@ -3338,7 +3338,7 @@ FAMILIES = {
     "creations_grouped": Family("histogram", "Users whose databases one kubectl created.",
                                 (1, 2, 5, 10, 20, 50)),
     "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
-    "spares_failed_total": Family("counter", "Spare databases that could not be made, or did not stay ready."),
+    "spares_failed_total": Family("counter", "Spares that could not be made or did not stay ready."),
     "databases_given_total": Family("counter", "Databases given to users, from what."),
     "data_source_seconds": Family("histogram",
                                   "Time from the order of a user's database to its data source, from what.",
