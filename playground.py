@@ -2050,20 +2050,23 @@ class Cluster:
                 order.failures.append((kind, error))
 
     def delete_by_label(self, orders: list[Order]) -> None:
-        """Delete databases by their ids, which are never used twice: what is late deletes nothing else."""
-        ids = dict.fromkeys(order.id for order in orders)
-        kinds = [kind for kind in ("Pod", "Service", "Secret") if kind in self.kinds]
+        """Delete databases by their ids, which are never used twice: what is late deletes nothing else.
+
+        kubectl stops at what is refused: then each half is tried, so that a refusal fails nobody else.
+        """
+        if not orders:
+            return
+        resources = ",".join(KINDS[kind][0] for kind in ("Pod", "Service", "Secret") if kind in self.kinds)
+        selector = f"{SELECTOR},{DATABASE} in ({','.join(order.id for order in orders)})"
         try:
-            if ids:
-                self.kubectl("delete", ",".join(KINDS[kind][0] for kind in kinds), "-l",
-                             f"{SELECTOR},{DATABASE} in ({','.join(ids)})",
-                             "--wait=false", "--ignore-not-found", "-o", "name",
-                             reason=f"end {len(ids)} databases")
+            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found", "-o", "name",
+                         reason=f"end {len(orders)} databases")
         except KubectlError as error:
-            # Else it is all of them.
-            refused = set(re.findall(r'"mysql-([a-z0-9-]+)"', error.words)) & ids.keys()
-            for order in orders:
-                if not refused or order.id in refused:
+            if len(orders) > 1 and error.reason in REFUSALS:
+                self.delete_by_label(orders[:len(orders) // 2])
+                self.delete_by_label(orders[len(orders) // 2:])
+            else:
+                for order in orders:
                     order.failures.append(("Pod", error))
 
     def path(self, kind: str) -> str:
@@ -2612,14 +2615,12 @@ class Cluster:
         manifest = listed(self.template.objects_of(**EXAMPLE))
 
         def checked(result: Any) -> None:
-            trouble = ""
-            # A right or room that lacks may come, and each create_db tells; a wrong template stays wrong.
+            # A wrong template stays wrong. What else was in the way may pass, and each create_db tells of it.
+            wrong = isinstance(result, KubectlError) and result.reason == "invalid"
             if isinstance(result, KubectlError) and result.reason not in TOLERATED:
-                trouble = "template" if result.reason == "invalid" else result.reason
                 log.error(logfmt("template", path=self.template.path, error=result))
-                pause = WATCH_SECONDS if trouble == "template" else WATCH_PAUSES_SECONDS[1]
-                self.loop.call_at(self.clock() + pause, self.check_template)
-            self.report("template", trouble)
+                self.loop.call_at(self.clock() + WATCH_SECONDS, self.check_template)
+            self.report("template", "template" if wrong else "")
         self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
                                              reason="check the template",
                                              stdin=manifest), checked)
