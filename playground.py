@@ -2059,7 +2059,7 @@ class Cluster:
         resources = ",".join(KINDS[kind][0] for kind in ("Pod", "Service", "Secret") if kind in self.kinds)
         selector = f"{SELECTOR},{DATABASE} in ({','.join(order.id for order in orders)})"
         try:
-            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found", "-o", "name",
+            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found",
                          reason=f"end {len(orders)} databases")
         except KubectlError as error:
             if len(orders) > 1 and error.reason in REFUSALS:
