@@ -410,11 +410,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def admit(self, connection: Connection, client: str, certificate: dict[str, Any]) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
-        serial, ends = int(certificate["serialNumber"], 16), certificate_end(certificate["notAfter"])
+        serial, ends = int(certificate["serialNumber"], 16), float(certificate_end(certificate["notAfter"]))
+        ends = min(ends, self.tls.expiries.get("crl", ends))
         if connection.generation != self.generation:
             raise ValueError("the CA or the revocation list changed meanwhile")
         # OpenSSL has checked these, but not again for a session that is resumed.
-        if serial in self.tls.revoked or min(ends, self.tls.expiries.get("crl", ends)) < time.time():
+        if serial in self.tls.revoked or ends < time.time():
             raise ValueError("the certificate of the resumed session is no longer good")
         # A client at its own limit makes room among its own, which is room for all.
         crowded = 0 < self.max_connections_per_client <= self.held[client]
@@ -435,7 +436,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Take a connection out of every table."""
         for table in (self.strangers, self.idle, self.to_compute):
             table.pop(connection, None)
-        self.cluster.wait(connection.exchange.slug, connection, None)
+        self.cluster.wait(connection.exchange.waits_for, connection, None)
         if connection in self.clients:
             del self.clients[connection]
             self.held[connection.client] -= 1
@@ -444,8 +445,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def over(self, connection: Connection) -> bool:
         """Tell whether a client's connection is to end: its certificate cannot be checked again."""
-        return (self.stopping() or connection.generation != self.generation
-                or time.time() > min(connection.ends, self.tls.expiries.get("crl", float("inf"))))
+        return self.stopping() or connection.generation != self.generation or time.time() > connection.ends
 
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
@@ -542,7 +542,7 @@ class Connection:
         # What has come of a request, and how much of it holds no end of a head.
         self.buffer, self.searched = b"", 0
         self.head: Request | None = None  # Whose body is awaited.
-        self.exchange = NO_EXCHANGE
+        self.exchange = Exchange()
         self.ask_again: Callable[..., None] = self.ask
         self.unsent = b""
         self.leaving = self.lingers = False  # After what is unsent.
@@ -736,16 +736,17 @@ class Connection:
 
     def next_request(self) -> Request | None:
         """Take a request from what has come, or return None if there is no whole one. Raises ApiError."""
-        while True:
-            if not self.head:
+        while self.buffer or self.incoming.pending:
+            if self.buffer and not self.head:
                 self.head, self.buffer = take_head(self.buffer, self.searched)
                 self.searched = 0 if self.head else len(self.buffer)
             if self.head and len(self.buffer) >= self.head.length:
                 request, length, self.head = self.head, self.head.length, None
                 body, self.buffer = self.buffer[:length], self.buffer[length:]
-                return request._replace(body=body)
+                return request._replace(body=body) if length else request
             if not self.incoming.pending or not self.pull():
-                return None
+                break
+        return None
 
     def rest(self) -> None:
         """Wait for the rest of a request, or for the next one: then the connection ends without loss."""
@@ -762,7 +763,7 @@ class Connection:
 
     def serve(self, request: Request) -> None:
         """Have the API answer a request: now, or once it can."""
-        self.exchange = Exchange(request.method, api_name(request.path), "-", request.keep_alive)
+        self.exchange = Exchange(request.method, api_name(request.path), request.keep_alive)
         self.ask(functools.partial(self.call, request))
 
     def call(self, request: Request, late: bool) -> Said | None:
@@ -770,21 +771,21 @@ class Connection:
         if not self.client:
             raise ApiError(403, NAMELESS)
         function, parameters = route(request)
-        user_id = parameters.get("user_id", "-")
-        self.exchange = self.exchange._replace(user=user_id, slug=slug(user_id))
+        self.exchange.user = parameters.get("user_id", "-")
         return function(self.server, Asked(self.client, self.started, late), **parameters)
 
     def ask(self, call: Callable[[bool], Said | None], late: bool = False) -> None:
         """Ask the API; if it has no answer yet, again when the user's entry changes, and at the deadline."""
-        outcome = outcome_of(lambda: call(late))
+        outcome, cluster = outcome_of(functools.partial(call, late)), self.server.cluster
         if outcome:
-            self.server.cluster.wait(self.exchange.slug, self, None)
+            cluster.wait(self.exchange.waits_for, self, None)
             return self.answer(outcome)
         if self.state != "waiting":
             self.ask_again = functools.partial(self.ask, call)
+            self.exchange.waits_for = slug(self.exchange.user)
             self.enter("waiting", self.started + CREATE_SECONDS)
-            self.server.cluster.wait(self.exchange.slug, self,
-                                     functools.partial(self.take, self.resume, self.ask_if_there))
+            cluster.wait(self.exchange.waits_for, self,
+                         functools.partial(self.take, self.resume, self.ask_if_there))
         return None
 
     def ask_last(self) -> None:
@@ -802,7 +803,7 @@ class Connection:
 
     def answer(self, outcome: Outcome) -> None:
         """Log and count an answer, and send it; a refused heart beat's a moment later."""
-        exchange, self.exchange = self.exchange, NO_EXCHANGE
+        exchange, self.exchange = self.exchange, Exchange()
         taken = time.monotonic() - self.started
         known = exchange.api if exchange.api in API else "-"  # What clients make up is no label.
         metrics.add("requests_total", api=known, status=str(outcome.status))
@@ -810,10 +811,10 @@ class Connection:
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
             "request", client=self.client or "-", method=exchange.method, api=exchange.api,
             user=exchange.user, status=outcome.status, ms=taken * 1000))
-        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
         if exchange.api != "heart_beat" or outcome.status < 400:
-            return send()
+            return self.send(outcome, exchange.keep_alive, exchange.method)
         self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
+        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
         return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS,
                                    lambda: self.take(self.resume, send))
 
@@ -914,17 +915,14 @@ STATES = {
 }
 
 
-class Exchange(NamedTuple):
+class Exchange:
     """What is told of a request in the log, and decides about the connection after its answer."""
 
-    method: str
-    api: str
-    user: str
-    keep_alive: bool
-    slug: str = ""
+    __slots__ = ("api", "keep_alive", "method", "user", "waits_for")
 
-
-NO_EXCHANGE = Exchange("-", "-", "-", False)
+    def __init__(self, method: str = "-", api: str = "-", keep_alive: bool = False) -> None:
+        self.method, self.api, self.keep_alive, self.user = method, api, keep_alive, "-"
+        self.waits_for = ""  # The user's entry in the cluster's table, by slug.
 
 
 def shake_hands(tls: ssl.SSLObject) -> Handshake:
@@ -1012,6 +1010,8 @@ HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]
 # A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
 # return at the end of what has come so far may still get its line feed.
 BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+LENGTH = re.compile("[0-9]{1,16}")
+AUTHORITY = re.compile(rb"^https?://[^/?]+", re.I)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 HTTP_REQUEST = re.compile(rb"(" + "|".join(METHODS).encode() + rb") ")
 
@@ -1079,7 +1079,7 @@ def parse_head(head: bytes) -> Request:
     if "transfer-encoding" in headers:
         raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
     length = headers.get("content-length", "0")
-    if not re.fullmatch("[0-9]{1,16}", length):
+    if not LENGTH.fullmatch(length):
         raise ApiError(400, "Content-Length is malformed: expected one decimal number")
     if int(length) > MAX_BODY_BYTES:
         raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
@@ -1088,7 +1088,7 @@ def parse_head(head: bytes) -> Request:
     if headers.get("expect", "100-continue").lower() != "100-continue":
         raise ApiError(417, "the only expectation known here is 100-continue")
     # The absolute form, https://host/path, must be understood as well (section 3.2.2).
-    path, _, query = re.sub(rb"^https?://[^/?]+", b"", target, flags=re.I).partition(b"?")
+    path, _, query = AUTHORITY.sub(b"", target).partition(b"?")
     closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
     # Whoever leaves a length out may send a body all the same, which is no next request.
     bounded = method in ("GET", "HEAD") or "content-length" in headers
@@ -1246,9 +1246,9 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
 
 
 def api_name(path: str) -> str:
-    """Return what a path asks for. The plug-in adds /api/ to an address that may end in a slash itself."""
-    found = re.fullmatch("/{1,2}api/(.*)", path, re.S)
-    return found[1] if found else "-"
+    """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash."""
+    path = path[1:] if path.startswith("//") else path
+    return path[len("/api/"):] if path.startswith("/api/") else "-"
 
 
 def refuse_web_pages(request: Request) -> None:
@@ -1293,7 +1293,7 @@ def read_query(query: bytes) -> dict[str, Any]:
             pairs.append((name.decode("utf-8"), value.decode("utf-8")))
         except UnicodeDecodeError:
             equals = b""
-        if not equals or re.search(rb"%(?![0-9A-Fa-f]{2})", pair):
+        if not equals or b"%" in pair and re.search(rb"%(?![0-9A-Fa-f]{2})", pair):
             raise ApiError(400, "the query is malformed: expected name=value, in UTF-8 or percent-encoded")
     refuse_repeated([name for name, _ in pairs])
     return dict(pairs)
@@ -1899,8 +1899,11 @@ class Cluster:
         """
         lease = user.lease
         before = self.databases.get(lease.holder) if lease else None
-        if lease and (lease.address or before and before.was_ready) and not is_persistent(lease.holder):
-            user.note = LOST  # It had been ready.
+        record = before.record if before else None
+        had_been_ready = lease and (lease.address or before and before.was_ready)
+        not_theirs = record and record.user != user.slug
+        if lease and had_been_ready and not is_persistent(lease.holder) and not not_theirs:
+            user.note = LOST
         spare = self.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
@@ -2396,10 +2399,13 @@ class Cluster:
 
     def spare_failed(self, why: str) -> None:
         """Make the next spare later, the more have failed."""
-        pause = min(60 * 2 ** self.spares_failed, 1800)
-        self.spares_failed, self.spare_trouble = self.spares_failed + 1, why
+        self.spare_trouble = why
         metrics.add("spares_failed_total")
-        self.no_spares_before = max(self.no_spares_before, self.clock() + pause)
+        if self.clock() < self.no_spares_before:
+            return  # It is of the same attempt.
+        pause = min(60 * 2 ** self.spares_failed, 1800)
+        self.spares_failed += 1
+        self.no_spares_before = self.clock() + pause
         log.warning(logfmt("spare", outcome="failed", reason=why, next_try_seconds=pause))
 
     def make_room(self) -> bool:
@@ -2648,12 +2654,15 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
         raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
 
 
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+
+
 def slug(user_id: str) -> str:
     """Return the user id as a DNS label of at most 40 characters, the same for the same id only.
 
     A readable part and a hash stand for an id that is no such label.
     """
-    if re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", user_id) and "--" not in user_id:
+    if LABEL.fullmatch(user_id) and "--" not in user_id:
         return user_id
     readable = re.sub(r"[^a-z0-9]+", "-", user_id.lower())[:26].strip("-") or "user"
     return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
@@ -3370,9 +3379,10 @@ class Metrics:
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
-        buckets = FAMILIES[family].buckets
-        cells = self.values[family].setdefault(tuple(labels.items()),
-                                               [0.0] * (len(buckets) + 2 if buckets else 1))
+        buckets, key = FAMILIES[family].buckets, tuple(labels.items())
+        cells = self.values[family].get(key)
+        if not cells:
+            cells = self.values[family][key] = [0.0] * (len(buckets) + 2 if buckets else 1)
         cells[-1] += value
         if buckets:
             cells[bisect.bisect_left(buckets, value)] += 1
@@ -3480,8 +3490,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT,
            "connections of one client at once; 0 for no limit",
            type=limit)
-    option("spare_databases", 1, "databases kept running without a user, for the next ones to come",
-           type=limit)
+    option("spare_databases", None, "databases kept running without a user, for the next ones to come",
+           shown="1; 0 if the template is made for its user", type=limit)
     option("ready_file", "", "file that is made once the cluster is known, for a readiness probe",
            shown="none")
     parser.add_argument("--check", action="store_true",
@@ -3648,7 +3658,7 @@ def check(options: argparse.Namespace) -> int:
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
             room = databases_in(limits, template) if template else None
             if room is not None:
-                wanted = options.max_databases + options.spare_databases
+                wanted = options.max_databases + (options.spare_databases or 0)
                 problem = f"--max_databases and --spare_databases are {wanted}: raise it, or lower them"
                 say(f"quota {item['metadata']['name']} has room for {room} databases",
                     problem if room < wanted else "")
@@ -3722,6 +3732,11 @@ def run(options: argparse.Namespace) -> int:
     if options.check:
         return check(options)
     template, tls_files = find_template(options), find_tls_files(options)
+    if options.spare_databases is None:
+        options.spare_databases = 0 if template.per_user else 1
+    if options.spare_databases and template.per_user:
+        raise Refusal(f"--spare_databases {options.spare_databases} and {template.path}, which is made for "
+                      "its user, exclude each other", "leave one of them out")
     load_tls(tls_files)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
