@@ -605,10 +605,7 @@ class Databases(unittest.TestCase):
         self.create("untold", server=self.other)
         delete_by_hand(f"pod/{(lost := database_of('untold'))}")
         self.wait_for("untold", "absent", self.other)
-        with self.other.connect() as connection:
-            body = b'{"user_id": "untold"}'
-            connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\n"
-                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with self.other.begin("create_db", "untold"):
             eventually(lambda: database_of("untold") != lost, "another one is under way")
         self.wait_for("untold", "ready", self.other)  # Whoever asked has hung up before.
         self.create_lost("untold", lost, self.other)

@@ -131,11 +131,11 @@ def make_namespace(name: str) -> None:
     kubectl("label", "namespace", name, f"playground-test={os.getpid()}")
 
 
-def use_another_namespace(test: unittest.TestCase) -> None:
-    """Give a test a namespace of its own, since what it does there would disturb others."""
+def use_another_namespace(test: unittest.TestCase | type[unittest.TestCase]) -> None:
+    """Give a test, or a class of them, a namespace of its own: what it does there would disturb others."""
     patched = unittest.mock.patch(f"{__name__}.namespace", f"{namespace}-{secrets.token_hex(4)}")
     patched.start()
-    test.addCleanup(patched.stop)
+    (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(patched.stop)
     make_namespace(namespace)
     # A controller makes the ServiceAccount a moment later, and without it no Pod is let in.
     eventually(lambda: kubectl("get", "serviceaccount", "default", "--ignore-not-found"), "it can be used")
@@ -298,6 +298,14 @@ class Running:
         headers = dict(field.lower().split(": ", 1) for field in fields)
         return int(status.split()[1]), answered(json.loads(body)), headers
 
+    def begin(self, api: str, user_id: str) -> ssl.SSLSocket:
+        """Send a request on a connection of its own, which is returned; whoever closes it hangs up."""
+        connection = self.connect()
+        body = json.dumps({"user_id": user_id}).encode()
+        connection.sendall(b"POST /api/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                           b"Content-Length: %d\r\n\r\n" % (api.encode(), len(body)) + body)
+        return connection
+
     def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
         """Ask for many databases in the same moment, each on a connection that is open already."""
         with contextlib.ExitStack() as stack:
@@ -410,13 +418,13 @@ def last_beats() -> dict[str, str]:
 
 def objects_of(user_id: str) -> list[str]:
     """Return what the cluster holds of a user: the lease, and all of each database that was given."""
-    kinds = "lease,secret,service,persistentvolumeclaim,pod"
+    kinds, slug = "lease,secret,service,persistentvolumeclaim,pod", playground.slug(user_id)
     found = [(f"{item['kind'].lower()}/{item['metadata']['name']}", item["metadata"].get("labels", {}))
              for item in json.loads(kubectl("get", kinds, "-o", "json"))["items"]]
-    theirs = {labels.get(playground.DATABASE) for _, labels in found
-              if labels.get(playground.USER) == playground.slug(user_id)} - {None}
-    return sorted(name for name, labels in found if labels.get(playground.DATABASE) in theirs
-                  or labels.get(playground.USER) == playground.slug(user_id))
+    theirs = {f"mysql-{labels.get(playground.DATABASE)}" for _, labels in found
+              if labels.get(playground.USER) == slug} | {database_of(user_id)}
+    return sorted(name for name, labels in found if name == f"lease/user-{slug}"
+                  or f"mysql-{labels.get(playground.DATABASE)}" in theirs - {"mysql-None"})
 
 
 def spares() -> list[str]:
