@@ -37,6 +37,7 @@ from tests.harness import (
     lease_of,
     make_leases,
     objects_of,
+    password_of,
     path,
     refused,
     stand_in,
@@ -466,7 +467,7 @@ class Databases(unittest.TestCase):
         secret, pod = (json.loads(kubectl("get", kind, name, "-o", "json")) for kind in ("secret", "pod"))
         self.assertEqual(match.group(1, 2, 4, 5, 6, 7),
                          ("mysql", "root", pod["status"]["podIP"], "3306", "", "?maxAllowedPacket=0"))
-        self.assertEqual(match[3], playground.decoded(secret["data"]["password"]))
+        self.assertEqual(match[3], password_of(name))
         self.assertRegex(match[3], r"^[A-Za-z0-9_-]{24,}$")
         self.assertTrue(secret["immutable"])
         database, user = {playground.DATABASE: name[len("mysql-"):]}, {playground.USER: "plain"}
@@ -604,10 +605,7 @@ class Databases(unittest.TestCase):
         self.create("untold", server=self.other)
         delete_by_hand(f"pod/{(lost := database_of('untold'))}")
         self.wait_for("untold", "absent", self.other)
-        with self.other.connect() as connection:
-            body = b'{"user_id": "untold"}'
-            connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\n"
-                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with self.other.begin("create_db", "untold"):
             eventually(lambda: database_of("untold") != lost, "another one is under way")
         self.wait_for("untold", "ready", self.other)  # Whoever asked has hung up before.
         self.create_lost("untold", lost, self.other)
@@ -624,7 +622,7 @@ class Databases(unittest.TestCase):
         with Running("--spare_databases=0").known() as one:
             self.create("forgotten", server=one)
         delete_by_hand(f"secret/{(lost := database_of('forgotten'))}")
-        program = altered("playground.HALF_MADE_SECONDS = 0.1")
+        program = altered("playground.HALF_A_SPARE_SECONDS = 0.1")
         with Running("--spare_databases=0", "--sweep_interval=0.5", program=program).known() as another:
             self.create_lost("forgotten", lost, another)
             eventually(lambda: not kubectl("get", "pod", lost, "--ignore-not-found"), "its Pod is removed")

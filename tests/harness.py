@@ -131,12 +131,14 @@ def make_namespace(name: str) -> None:
     kubectl("label", "namespace", name, f"playground-test={os.getpid()}")
 
 
-def use_another_namespace(tests: type[unittest.TestCase]) -> None:
-    """Give a class of tests a namespace of its own, since what it does there would disturb others."""
+def use_another_namespace(test: unittest.TestCase | type[unittest.TestCase]) -> None:
+    """Give a test, or a class of them, a namespace of its own: what it does there would disturb others."""
     patched = unittest.mock.patch(f"{__name__}.namespace", f"{namespace}-{secrets.token_hex(4)}")
     patched.start()
-    tests.addClassCleanup(patched.stop)
+    (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(patched.stop)
     make_namespace(namespace)
+    # A controller makes the ServiceAccount a moment later, and without it no Pod is let in.
+    eventually(lambda: kubectl("get", "serviceaccount", "default", "--ignore-not-found"), "it can be used")
 
 
 def gen_cert(*arguments: str, store: str = "key_store",
@@ -296,6 +298,14 @@ class Running:
         headers = dict(field.lower().split(": ", 1) for field in fields)
         return int(status.split()[1]), answered(json.loads(body)), headers
 
+    def begin(self, api: str, user_id: str) -> ssl.SSLSocket:
+        """Send a request on a connection of its own, which is returned; whoever closes it hangs up."""
+        connection = self.connect()
+        body = json.dumps({"user_id": user_id}).encode()
+        connection.sendall(b"POST /api/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                           b"Content-Length: %d\r\n\r\n" % (api.encode(), len(body)) + body)
+        return connection
+
     def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
         """Ask for many databases in the same moment, each on a connection that is open already."""
         with contextlib.ExitStack() as stack:
@@ -400,19 +410,21 @@ def database_of(user_id: str) -> str:
     return str(lease_of(user_id).get("spec", {}).get("holderIdentity", ""))
 
 
-def last_beat(user_id: str) -> str:
-    return str(lease_of(user_id)["spec"]["renewTime"])
+def last_beats() -> dict[str, str]:
+    """Return when each user was last heard of, as it is written down, by user id."""
+    return {item["metadata"]["annotations"][playground.USER_ID]: item["spec"]["renewTime"]
+            for item in json.loads(kubectl("get", "lease", "-l", playground.USER, "-o", "json"))["items"]}
 
 
 def objects_of(user_id: str) -> list[str]:
     """Return what the cluster holds of a user: the lease, and all of each database that was given."""
-    kinds = "lease,secret,service,persistentvolumeclaim,pod"
+    kinds, slug = "lease,secret,service,persistentvolumeclaim,pod", playground.slug(user_id)
     found = [(f"{item['kind'].lower()}/{item['metadata']['name']}", item["metadata"].get("labels", {}))
              for item in json.loads(kubectl("get", kinds, "-o", "json"))["items"]]
-    theirs = {labels.get(playground.DATABASE) for _, labels in found
-              if labels.get(playground.USER) == playground.slug(user_id)} - {None}
-    return sorted(name for name, labels in found if labels.get(playground.DATABASE) in theirs
-                  or labels.get(playground.USER) == playground.slug(user_id))
+    theirs = {f"mysql-{labels.get(playground.DATABASE)}" for _, labels in found
+              if labels.get(playground.USER) == slug} | {database_of(user_id)}
+    return sorted(name for name, labels in found if name == f"lease/user-{slug}"
+                  or f"mysql-{labels.get(playground.DATABASE)}" in theirs - {"mysql-None"})
 
 
 def spares() -> list[str]:
@@ -433,11 +445,24 @@ def change_pod(name: str, **status: Any) -> None:
             stdin=json.dumps(pod))
 
 
-def make_leases(*user_ids: str, client: str = "alice", renewed: float = 0.0) -> None:
+def create_by_hand(*items: dict[str, Any]) -> None:
+    kubectl("create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+
+
+def make_leases(*user_ids: str, client: str = "alice", renewed: str = "2026-01-01T00:00:00.000000Z") -> None:
     """Make users' leases by hand, of databases that nobody has ever made."""
-    kubectl("create", "-f", "-", stdin=playground.listed([playground.lease_of(
-        playground.slug(user_id), user_id, client, secrets.token_hex(8), "", renewed or time.time())
-        for user_id in user_ids]).decode())
+    create_by_hand(*({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": f"user-{playground.slug(user_id)}",
+                     "labels": {**playground.OURS, playground.USER: playground.slug(user_id)},
+                     "annotations": {playground.USER_ID: user_id, playground.CLIENT: client}},
+        "spec": {"holderIdentity": f"mysql-{secrets.token_hex(8)}", "renewTime": renewed}}
+        for user_id in user_ids))
+
+
+def password_of(name: str) -> str:
+    """Return the password in a database's Secret."""
+    return base64.b64decode(kubectl("get", "secret", name, "-o", "jsonpath={.data.password}")).decode()
 
 
 # ---- Certificates that gen_cert.sh does not make -----------------------------------------------------
