@@ -56,7 +56,7 @@ TIDY_SECONDS = max(IDLE_SECONDS + 4 * ROUND_SECONDS, playground.HALF_A_SPARE_SEC
 LEVEL_SECONDS, MAX_GROWTH_MB = 150.0, 10
 # How often each fault, beside the others.
 FAULTS = {"kubectl killed": 6, "kubectl stopped": 2, "watch killed": 3, "watch stopped": 2, "server ended": 2,
-          "server stopped": 1, "Pod deleted": 3, "Pod evicted": 3, "Secret deleted": 2}
+          "server stopped": 1, "Pod deleted": 5, "Pod evicted": 5, "Secret deleted": 4}
 STATUSES = {"create_db": (200, 503), "delete_db": (200, 503), "heart_beat": (200,), "list_db": (200, 503)}
 PATHS = {"Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
          "Secret": "/api/v1/namespaces/{}/secrets",
