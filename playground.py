@@ -1495,7 +1495,7 @@ class User:
         self.looked_at = self.gone_at = float("-inf")
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
-        self.note = ""
+        self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
         self.foreign = ""  # What is in the way of a database, and not ours to touch.
         # When a database was ordered that is not answered, from what.
         self.asked: tuple[float, str] | None = None
@@ -1661,7 +1661,7 @@ class Cluster:
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
         if standing == "absent" and database and database.has_lost_its_password():
             standing = "bare"
-        unsure = standing in ("lost", "bare", "lacking") or standing == "absent" and self.template.persistent
+        unsure = user.foreign or standing in ("lost", "bare", "lacking") or standing == "absent" and self.template.persistent
         if unsure and user.looked_at < started:
             self.look(user)  # The watches may be late, one behind the other.
         elif user.foreign and standing in ("absent", "lost", "bare"):
@@ -1806,15 +1806,15 @@ class Cluster:
         address, password = self.address(database.id), database.secret.password if database.secret else ""
         if not address or not password:
             raise ApiError(502, NO_ADDRESS if password else NO_PASSWORD)
-        note = user.note or (MOVED if self.has_moved(user, address) else "")
-        user.note, user.answered = "", address
+        lost, moved = user.replacement == database.id, self.has_moved(user, address)
+        user.replacement, user.answered = "", address
         if user.asked:
             (began, origin), user.asked = user.asked, None
             metrics.add("databases_given_total", 1, **{"from": origin})
             metrics.add("data_source_seconds", now - began, **{"from": origin})
         return {"user_id": user.lease.user_id,
                 "data_source": f"mysql://root:{password}@tcp({address}:3306)/?maxAllowedPacket=0",
-                **({"note": note} if note else {})}
+                **({"note": LOST if lost else MOVED} if lost or moved else {})}
 
     def address(self, id: str) -> str:
         """Return where a database takes queries; empty if SQLFlow takes no such address."""
@@ -1874,7 +1874,7 @@ class Cluster:
             self.counts[user.counted] -= 1
             user.counted = self.status_of(user)
             self.counts[user.counted] += 1
-            if not (user.lease or user.order or user.failure or user.note or user.ended
+            if not (user.lease or user.order or user.failure or user.ended
                     or slug in self.waiting):
                 self.counts[user.counted] -= 1
                 del self.users[slug]
@@ -1899,14 +1899,13 @@ class Cluster:
         """
         lease = user.lease
         before = self.databases.get(lease.holder) if lease else None
-        record = before.record if before else None
-        had_been_ready = lease and (lease.address or before and before.was_ready)
-        not_theirs = record and record.user != user.slug
-        if lease and had_been_ready and not is_persistent(lease.holder) and not not_theirs:
-            user.note = LOST
         spare = self.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
+        record = before.record if before else None
+        had_been_ready = lease and (lease.address or before and before.was_ready)
+        if had_been_ready and not is_persistent(id) and (not record or record.user == user.slug):
+            user.replacement = id
         order = Order(self.given, id, user)
         address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
         item = lease_of(user.slug, user_id, client, id, address, micro_time(self.wall()))
@@ -2359,6 +2358,9 @@ class Cluster:
         self.loop.call_at(now + self.random.uniform(1, 3), self.tend_spares)
         if self.unknown or self.trouble(self.troubles) or self.stopped:
             return
+        others = {one.secret.template for one in self.spares.values() if one.secret} - {self.template.hash}
+        self.others_removed.update(self.others_since.keys() - others)  # Those that come back stay twice as long.
+        self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
         mine = []
         for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going]:
             pod, hash = spare.pod, spare.secret.template if spare.secret else ""
@@ -2367,11 +2369,7 @@ class Cluster:
                 self.remove(spare)
             elif hash == self.template.hash:
                 mine.append(spare)
-            elif now > self.others_since.setdefault(hash,
-                                                    now) + OTHERS_SECONDS * 2 ** self.others_removed[hash]:
-                # A server that makes them goes on: twice as long the next time.
-                self.others_removed[hash] += 1
-                self.others_since[hash] = now
+            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** self.others_removed[hash]:
                 self.remove(spare)
         if any(spare.takes_queries() for spare in mine):
             self.spares_failed, self.spare_trouble = 0, ""
@@ -2454,7 +2452,7 @@ class Cluster:
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
-            user.note = ""
+            user.replacement = ""
         elif not was or was.uid != lease.uid:
             user.heard_at, user.written_at = now, float("-inf")  # Nobody knows when it was written.
         elif was.renewed != lease.renewed:
