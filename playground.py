@@ -1661,7 +1661,8 @@ class Cluster:
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
         if standing == "absent" and database and database.has_lost_its_password():
             standing = "bare"
-        unsure = user.foreign or standing in ("lost", "bare", "lacking") or standing == "absent" and self.template.persistent
+        unsure = (user.foreign or standing in ("lost", "bare", "lacking")
+                  or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < started:
             self.look(user)  # The watches may be late, one behind the other.
         elif user.foreign and standing in ("absent", "lost", "bare"):
@@ -2359,7 +2360,7 @@ class Cluster:
         if self.unknown or self.trouble(self.troubles) or self.stopped:
             return
         others = {one.secret.template for one in self.spares.values() if one.secret} - {self.template.hash}
-        self.others_removed.update(self.others_since.keys() - others)  # Those that come back stay twice as long.
+        self.others_removed.update(self.others_since.keys() - others)  # Back again, they stay twice as long.
         self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
         mine = []
         for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going]:
