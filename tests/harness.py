@@ -301,19 +301,18 @@ class Running:
     def begin(self, api: str, user_id: str) -> ssl.SSLSocket:
         """Send a request on a connection of its own, which is returned; whoever closes it hangs up."""
         connection = self.connect()
-        body = json.dumps({"user_id": user_id}).encode()
-        connection.sendall(b"POST /api/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                           b"Content-Length: %d\r\n\r\n" % (api.encode(), len(body)) + body)
+        connection.sendall(posted(api, user_id))
         return connection
 
     def create_at_once(self, user_ids: list[str]) -> list[tuple[int, Any]]:
-        """Ask for many databases in the same moment, each on a connection that is open already."""
+        return self.call_at_once("create_db", user_ids)
+
+    def call_at_once(self, api: str, user_ids: list[str]) -> list[tuple[int, Any]]:
+        """Ask for many users in the same moment, each on a connection that is open already."""
         with contextlib.ExitStack() as stack:
             connections = [stack.enter_context(self.connect()) for _ in user_ids]
             for connection, user_id in zip(connections, user_ids):
-                body = json.dumps({"user_id": user_id}).encode()
-                connection.sendall(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-                                   b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                connection.sendall(posted(api, user_id))
             answers = [receive_all(connection).partition(b"\r\n\r\n") for connection in connections]
         return [(int(head.split()[1]), answered(json.loads(content))) for head, _, content in answers]
 
@@ -322,6 +321,12 @@ class Running:
         with self.connect() as connection:
             connection.sendall(request)
             return receive_all(connection)
+
+
+def posted(api: str, user_id: str) -> bytes:
+    body = json.dumps({"user_id": user_id}).encode()
+    return (b"POST /api/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            % (api.encode(), len(body)) + body)
 
 
 def receive_all(connection: socket.socket) -> bytes:

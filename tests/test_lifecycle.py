@@ -401,7 +401,7 @@ class Lifecycle(unittest.TestCase):
             self.quiet(other)
 
     def holding(self, user_id: str, what: str = "") -> tuple[str, str]:
-        """Return a kubectl that waits to delete the user's lease, or what is named, and the file that says so."""
+        """Return a kubectl that holds the delete of a user's lease, or what is named, and the file that says so."""
         held, hold = path(f"held-{user_id}"), path(f"hold-{user_id}")
         what = what or f"/leases/user-{user_id} "
         with open(hold, "w", encoding="utf-8"):
@@ -555,8 +555,10 @@ class Lifecycle(unittest.TestCase):
 
     def test_server_killed_at_any_moment_of_a_create_leaves_nothing_that_the_next_create_does_not_complete(
         self) -> None:
-        program = altered("playground.HALF_MADE_SECONDS = playground.HALF_A_SPARE_SECONDS = 1")
-        with Running("--idle_timeout=0", "--sweep_interval=1", program=program).known() as survivor:
+        program = altered("playground.HALF_MADE_SECONDS = playground.HALF_A_SPARE_SECONDS = "
+                          "playground.YOUNG_SECONDS = 1")
+        options = ("--idle_timeout=0", "--sweep_interval=1", "--spare_databases=0")
+        with Running(*options, program=program).known() as survivor:
             for attempt in range(2):
                 users = [f"half-{attempt}-{number}" for number in range(12)]
                 with Running(f"--spare_databases={6 * attempt}").known() as victim, \
@@ -573,7 +575,10 @@ class Lifecycle(unittest.TestCase):
                 self.assertEqual(len({answer["data_source"] for _, answer in answers}), 12)
                 for user, (_, answer) in zip(users, answers):
                     self.assertIn(f":{password_of(database_of(user))}@", answer["data_source"])
-                    eventually(lambda user=user: len(objects_of(user)) == 3, "nothing else is left")
+            for kind, label in (("lease", playground.USER), ("secret,pod", playground.DATABASE)):
+                count = 24 * len(kind.split(","))
+                eventually(lambda kind=kind, label=label, count=count: len(kubectl(
+                    "get", kind, "-l", label, "-o", "name").split()) == count, "nothing else is left")
 
     def test_what_is_nobodys_is_swept_and_a_spare_only_once_it_was_half_made_for_long(self) -> None:
         template = playground.Template(os.path.join(ROOT, "k8s_templates", "mysql.yaml"))
@@ -604,10 +609,9 @@ class Lifecycle(unittest.TestCase):
         with Running("--spare_databases=0").known() as server:
             self.assertEqual({status for status, _ in server.create_at_once(users)}, {200})
             guarded = database_of(users[2])
-            with Webhook("DELETE", "pods", lambda request: request["name"] != guarded), \
-                    ThreadPoolExecutor(5) as pool:
-                answers = list(pool.map(lambda user: server.call("alice", "delete_db", user), users))
-                self.assertEqual([status for status, _, _ in answers], [200, 200, 502, 200, 200], answers)
+            with Webhook("DELETE", "pods", lambda request: request["name"] != guarded):
+                answers = server.call_at_once("delete_db", users)
+                self.assertEqual([status for status, _ in answers], [200, 200, 502, 200, 200], answers)
             self.assertEqual(server.call("alice", "delete_db", users[2])[0], 200)
             for user in users:
                 eventually(lambda user=user: not objects_of(user), "all are deleted")
@@ -676,12 +680,13 @@ class Persistent(unittest.TestCase):
     KEPT = ("persistentvolumeclaim", "secret")
 
     def test_sweep_keeps_the_data_and_create_db_brings_it_back_with_its_password(self) -> None:
-        with Running(*self.OPTIONS, "--idle_timeout=2").known() as server:
+        with Running(*self.OPTIONS).known() as server:
             password = self.create(server, "keeper")
             self.assertEqual(objects_of("keeper"), self.objects("keeper", *self.WHOLE))
             service = json.loads(kubectl("get", "service", "mysql-user-keeper", "-o", "json"))
             self.assertIn(f"@tcp({service['spec']['clusterIP']}:3306)",
                           server.call("alice", "create_db", "keeper")[1]["data_source"])
+        with Running(*self.OPTIONS, "--idle_timeout=2").known() as server:
             eventually(lambda: objects_of("keeper") == self.objects("keeper", *self.KEPT), "it is swept")
             self.assertIn(playground.KEPT, lease_of("keeper")["metadata"]["annotations"])
             [entry] = server.call("alice", "list_db")[1]["databases"]
@@ -783,7 +788,8 @@ class Webhook:
             "apiVersion": f"admissionregistration.k8s.io/{version}", "kind": "ValidatingWebhookConfiguration",
             "metadata": {"name": harness.namespace}, "webhooks": [{
                 "name": "webhook.playground.test", "admissionReviewVersions": ["v1"],
-                "sideEffects": side_effects, "namespaceSelector": {"matchLabels": {"webhook": harness.namespace}},
+                "sideEffects": side_effects,
+                "namespaceSelector": {"matchLabels": {"webhook": harness.namespace}},
                 "clientConfig": {"url": f"https://127.0.0.1:{self.server.server_port}/", "caBundle": ca},
                 "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": [operation],
                            "resources": [resource]}]}]}

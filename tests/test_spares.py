@@ -155,8 +155,7 @@ class Spares(unittest.TestCase):
             eventually(lambda: not self.ready(server), "they are known to be none")
             self.create(server, "served")
             self.assertNotIn(database_of("served"), lost)
-            eventually(lambda: not [name for name in lost if name in kubectl("get", "pod,secret", "-o", "name")],
-                       "they have gone")
+            eventually(lambda: not any(name in kubectl("get", "pod,secret") for name in lost), "they have gone")
 
     def limit(self, resource: str, count: int) -> None:
         """Set a quota, and wait until it counts."""
@@ -183,7 +182,7 @@ class Spares(unittest.TestCase):
                                  (429, True, True), answer)
                 eventually(lambda: not objects_of("too-many"), "nothing is left")
             # Not again for the Retry-After.
-            self.assertEqual(len([line for line in server.lines("verb=create") if "outcome=quota" in line]), 1)
+            self.assertEqual(len(server.lines("outcome=quota")), 1)
             kubectl("delete", "quota", "full")
             self.create(server, "somebody-else")
 
