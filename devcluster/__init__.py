@@ -24,8 +24,7 @@ ImagePullBackOff.
     printing       tables for kubectl
     openapi        what kubectl validates with
     http           the API's paths, lists and watches; the faults
-    controllers    garbage, namespaces, quotas
-    statefulsets   their pods
+    controllers    namespaces, quotas
     services       connections to a Service
     addresses      a range of loopback for pods and Services
     node           the pods
@@ -34,7 +33,7 @@ ImagePullBackOff.
 
     thread             waits for                        bounded by
     one a connection   its client, the store's changes  HANDSHAKE_SECONDS, IDLE_SECONDS, timeoutSeconds
-    controllers        the store's changes              RESYNC_SECONDS
+    controllers        the store's changes              nothing
     one a pod          its process, its next probe      the probes' timeoutSeconds, the pod's grace period
     proxy              connections to Services          their clients
 
@@ -56,10 +55,9 @@ The admin orders faults, which hold until others are ordered: what is not named 
     move_pods         a pattern, once: these pods get another address, and their containers start anew
 
 Unlike a real cluster: there are no other kinds than those of KINDS and no subresources but a pod's log; no
-service accounts, endpoints, finalizers, managedFields, JSON patch or server-side apply. Objects end with the
-process, and deleting in the foreground is as in the background. Only what would be nonsense in a name, a
-label, a Lease, a StatefulSet, a Service or a Pod is Invalid. A claim is bound from the start, to a folder
-that goes with it at once. Fields whose shape is * are taken as they come; OpenAPI has no descriptions for
-`kubectl explain`. A pod has no token, runs one container and no init containers, and has no limits of memory,
-CPU or disk.
+service accounts, endpoints, owners, finalizers, managedFields, annotations for seccomp, JSON patch or
+server-side apply. Objects end with the process. Only what would be nonsense in a name, a label, a Lease, a
+Service or a Pod is Invalid. A claim is bound from the start, to a folder that goes with it at once. Fields
+whose shape is * are taken as they come; OpenAPI has no descriptions for `kubectl explain`. A pod has no
+token, runs one container and no init containers, and has no limits of memory, CPU or disk.
 """

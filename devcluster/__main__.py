@@ -25,7 +25,6 @@ from devcluster.controllers import Controllers
 from devcluster.http import Server
 from devcluster.node import Node
 from devcluster.services import Proxy
-from devcluster.statefulsets import StatefulSets
 from devcluster.store import Store
 
 PREFIX = "devcluster-"  # What the folders are called that are made here.
@@ -62,7 +61,7 @@ def main() -> int:
         node = Node(store, state, options.hollow, addresses)
         tokens = {user: secrets.token_urlsafe(24) for user in ("admin", "nobody")}
         with Server(options.port, make_certificate(state), tokens, store, node) as server:
-            reactors = [StatefulSets(store).react, node.react]
+            reactors = [node.react]
             if node.mariadbd:
                 reactors.append(Proxy(store).react)
             for run in (Controllers(store, *reactors).run, server.serve_forever):

@@ -32,7 +32,7 @@ WATCH_SECONDS = 1800.0
 # Between a watch's bookmarks, and from the last one to its end, as on a real API server.
 BOOKMARK_SECONDS, LAST_BOOKMARK_SECONDS = 60.0, 2.0
 
-GROUPS = ("apps", "authorization.k8s.io", "coordination.k8s.io")
+GROUPS = ("authorization.k8s.io", "coordination.k8s.io")
 FAULTS = {"latency_seconds", "errors", "drop_connections", "silence_watches", "end_watches", "expire_watches",
           "never_ready", "room", "kill_pods", "oom_pods", "evict_pods", "move_pods"}
 

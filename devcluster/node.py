@@ -46,7 +46,7 @@ class Node:
         self.pods: dict[str, Pod] = {}
         self.never_ready, self.room = "", float("inf")
 
-    def react(self, change: Change) -> bool:
+    def react(self, change: Change) -> None:
         """Start a pod that is new, and end one that is to go."""
         if change.kind.name == "PersistentVolumeClaim" and not change.after:
             shutil.rmtree(self.claim_path(change.item), ignore_errors=True)
@@ -57,7 +57,6 @@ class Node:
                 self.pods[uid].start()
             elif uid in self.pods and (not change.after or "deletionTimestamp" in change.item["metadata"]):
                 self.pods[uid].stop()
-        return True
 
     def free_address(self) -> str:
         """Return an address that no pod has."""
@@ -147,7 +146,7 @@ class Pod(threading.Thread):
         self.clear()
         meta = self.item["metadata"]
         with contextlib.suppress(ApiError):
-            if not self.node.stopping:  # Else its StatefulSet would make it anew.
+            if not self.node.stopping:  # Else a watch that is still open would tell that it has gone.
                 self.store.delete("pods", meta["namespace"], meta["name"],
                                   {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
@@ -339,5 +338,5 @@ class Pod(threading.Thread):
 
     def record(self, category: str, reason: str, message: str, component: str = "kubelet") -> None:
         """Record an Event on the pod."""
-        self.store.event("pods", self.item, component, category, reason, message,
+        self.store.event(self.item, component, category, reason, message,
                          f"spec.containers{{{self.spec['name']}}}" if component == "kubelet" else "")

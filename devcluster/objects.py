@@ -52,8 +52,6 @@ def decode(shape: str, value: Any, where: str = "", field: str = "") -> Any:
         result.setdefault("imagePullPolicy", "Always" if tag in ("", "latest") else "IfNotPresent")
     elif shape == "ServicePort":
         result.setdefault("targetPort", result.get("port"))
-    elif shape == "PodTemplateSpec":
-        result["metadata"] = {"creationTimestamp": None, **result["metadata"]}
     return result
 
 
@@ -78,7 +76,7 @@ def micro_time(value: Any, where: str, field: str) -> str:
 
 
 def admit(spec: Object) -> str:
-    """Fill in what a pod has that its template has not; return its class of service."""
+    """Fill in what a cluster gives a new pod; return its class of service."""
     spec.setdefault("enableServiceLinks", True)
     spec.setdefault("priority", 0)
     spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
@@ -216,19 +214,6 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
     if kind.name == "Lease" and spec.get("leaseTransitions", 0) < 0:
         wrong("Invalid", "spec.leaseTransitions",
               f"Invalid value: {spec['leaseTransitions']}: must to greater or equal than 0")
-    if kind.name == "StatefulSet":
-        selector, labels = spec.get("selector"), spec["template"]["metadata"].get("labels")
-        need(selector, "spec.selector")
-        if not selector or not label_selector(selector)(spec["template"]):
-            pairs = ", ".join(f'"{key}":"{value}"' for key, value in sorted((labels or {}).items()))
-            shown = "(nil)" if labels is None else f"{{{pairs}}}"
-            wrong("Invalid", "spec.template.metadata.labels",
-                  f"Invalid value: map[string]string{shown}: `selector` does not match template `labels`")
-        fixed = SHAPES["StatefulSetSpec"].keys() - {"replicas", "template", "updateStrategy"}
-        if before and any(before["spec"].get(field) != spec.get(field) for field in fixed):
-            wrong("Forbidden", "spec",
-                  "Forbidden: updates to statefulset spec for fields other than 'replicas', 'template', and "
-                  "'updateStrategy' are forbidden")
     if causes:
         invalid(kind, name, causes)
 
@@ -277,19 +262,6 @@ def requirement(key: str, operator: str, values: set[str]) -> Match:
     return lambda item: (labels_of(item).get(key) in values) == (operator == "In")
 
 
-def every(terms: list[Match]) -> Match:
-    """Return what all terms select."""
-    return lambda item: all(term(item) for term in terms)
-
-
-def label_selector(selector: Object) -> Match:
-    """Return what a StatefulSet's selector selects."""
-    return every([
-        *(requirement(key, "In", {value}) for key, value in (selector.get("matchLabels") or {}).items()),
-        *(requirement(term["key"], term["operator"], set(term.get("values") or ()))
-          for term in selector.get("matchExpressions") or ())])
-
-
 def selection(kind: Kind, labels: str, fields: str) -> Match:
     """Return what a request's labelSelector and fieldSelector select. Raises ApiError 400."""
     terms: list[Match] = []
@@ -318,7 +290,7 @@ def selection(kind: Kind, labels: str, fields: str) -> Match:
     for term in filter(None, fields.split(",")):
         path, operator, value = [*re.split(r"(!=|==?)", term, maxsplit=1), "", ""][:3]
         terms.append(field_is(path, value, operator != "!="))
-    return every(terms)
+    return lambda item: all(term(item) for term in terms)
 
 
 def at(item: Any, path: str) -> Any:

@@ -72,10 +72,6 @@ COLUMNS: dict[str, tuple[str, Callable[[Object], list[Any]]]] = {
         f"{name}: {item['status']['used'].get(name, 0)}/{hard}"
         for name, hard in sorted(item["status"].get("hard", {}).items())
         if name.startswith("limits.") == limits) for limits in (False, True))]),
-    "statefulsets": ("Name,Ready,Age|Containers,Images", lambda item: [
-        f"{item['status'].get('readyReplicas', 0)}/{item['spec']['replicas']}", born(item),
-        *(joined(container[key] for container in item["spec"]["template"]["spec"]["containers"])
-          for key in ("name", "image"))]),
 }
 
 

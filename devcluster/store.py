@@ -29,7 +29,7 @@ TOO_OLD_TO_CONTINUE = (
     "that were created, modified, or deleted between the time the first chunk was returned and now may show "
     "up in the list.")
 OVER = ("Failed", "Succeeded")  # The phases of a pod that nothing needs to be waited for.
-GIVEN = ("annotations", "labels", "ownerReferences")  # What a client may change of metadata.
+GIVEN = ("annotations", "labels")  # What a client may change of metadata.
 
 
 class Change(NamedTuple):
@@ -120,12 +120,6 @@ class Store:
             meta["remainingItemCount"] = len(keys) - limit
         return [items[key] for key in keys[:limit or None]], meta
 
-    def owned(self, uid: str) -> list[tuple[str, Object]]:
-        """Return the kinds and objects that an object owns."""
-        with self.changed:
-            return [(plural, item) for plural, items in self.objects.items() for item in items.values()
-                    if any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences", ()))]
-
     def put(self, kind: Kind, before: Object | None, after: Object | None) -> Object:
         """Make a change. The lock must be held."""
         self.version += 1
@@ -163,7 +157,6 @@ class Store:
         item["metadata"] = {
             **{key: given[key] for key in ("generateName", *GIVEN) if given.get(key)},
             **({"name": name} if name else {}), **({"namespace": namespace} if namespace else {}),
-            **({"generation": 1} if kind.name == "StatefulSet" else {}),
             "creationTimestamp": now(), "uid": str(uuid.uuid4())}
         with self.changed:
             if namespace and "deletionTimestamp" in self.get("namespaces", "", namespace)["metadata"]:
@@ -186,8 +179,8 @@ class Store:
                 item["data"] = {**item.get("data", {}), **plain}
         elif kind.name == "Pod":
             item["status"] = {"phase": "Pending", "qosClass": admit(item["spec"])}
-        elif kind.name in ("Namespace", "StatefulSet"):
-            item["status"] = {"phase": "Active"} if kind.name == "Namespace" else {"replicas": 0}
+        elif kind.name == "Namespace":
+            item["status"] = {"phase": "Active"}
         elif kind.name == "Service" and item["spec"]["type"] != "ExternalName":
             taken = {service["spec"].get("clusterIP")
                      for service in self.objects["services"].values()} - {"None"}
@@ -205,7 +198,7 @@ class Store:
             item["spec"].update(clusterIP=address, clusterIPs=[address])
 
     def used(self, namespace: str, resource: str) -> int:
-        """Return how many there are of what a quota calls services or count/statefulsets.apps."""
+        """Return how many there are of what a quota calls services or count/leases.coordination.k8s.io."""
         plural = resource.rpartition("count/")[2].partition(".")[0]
         items = self.select(plural, namespace) if plural in KINDS else []
         return sum(resource != "pods" or item["status"]["phase"] not in OVER for item in items)
@@ -267,18 +260,15 @@ class Store:
             if "status" in before:
                 after["status"] = before["status"]
             check(kind, after, before)
-            if "generation" in old and after["spec"] != before["spec"]:
-                after["metadata"]["generation"] += 1
             return after if dry_run or after == before else self.put(kind, before, after)
 
     def set_status(self, plural: str, item: Object, **status: Any) -> None:
-        """Set parts of an object's status, and remove those that are None, if it is still there."""
+        """Set parts of an object's status, if it is still there."""
         with self.changed:
             before = self.find(plural, item["metadata"].get("namespace", ""), item["metadata"]["name"])
             if before and before["metadata"]["uid"] == item["metadata"]["uid"]:
-                status = {**before.get("status", {}), **status}
-                wanted = {key: value for key, value in status.items() if value is not None}
-                if wanted != before.get("status"):
+                wanted = {**before["status"], **status}
+                if wanted != before["status"]:
                     self.put(KINDS[plural], before, {**before, "status": wanted})
 
     def delete(self, plural: str, namespace: str, name: str, options: Object) -> Object:
@@ -299,12 +289,6 @@ class Store:
             grace = int(grace or 0)
             if options.get("dryRun"):
                 grace = 0
-            elif options.get("propagationPolicy") == "Orphan":
-                for other, dependent in self.owned(meta["uid"]):
-                    owners = [owner for owner in dependent["metadata"]["ownerReferences"]
-                              if owner["uid"] != meta["uid"]]
-                    orphan = {**dependent["metadata"], "ownerReferences": owners}
-                    self.put(KINDS[other], dependent, {**dependent, "metadata": orphan})
             ends = kind.name == "Namespace" and not options.get("dryRun")
             runs = kind.name == "Pod" and "nodeName" in item["spec"] and item["status"]["phase"] not in OVER
             if ends or grace and runs:
@@ -320,10 +304,10 @@ class Store:
             return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
                     "details": about(kind, name, uid=meta["uid"])}
 
-    def event(self, plural: str, item: Object, component: str, category: str, reason: str, message: str,
-              field: str = "") -> None:
-        """Record an Event on an object, or count it once more."""
-        meta, kind = item["metadata"], KINDS[plural]
+    def event(self, pod: Object, component: str, category: str, reason: str, message: str,
+              field: str) -> None:
+        """Record an Event on a pod, or count it once more."""
+        meta = pod["metadata"]
         digest = hashlib.sha256(" ".join((meta["uid"], reason, message)).encode()).hexdigest()
         name = f"{meta['name']}.{digest[:16]}"
         with self.changed, contextlib.suppress(ApiError):
@@ -335,7 +319,7 @@ class Store:
                 "metadata": {"name": name}, "type": category, "reason": reason, "message": message,
                 "count": 1, "firstTimestamp": now(), "lastTimestamp": now(),
                 "source": {"component": component, **({"host": NODE} if component == "kubelet" else {})},
-                "involvedObject": {"apiVersion": kind.api_version, "kind": kind.name,
-                                   "resourceVersion": meta["resourceVersion"],
-                                   **{key: meta[key] for key in ("name", "namespace", "uid")},
+                "involvedObject": {"apiVersion": "v1", "kind": "Pod",
+                                   **{key: meta[key] for key in (
+                                       "name", "namespace", "resourceVersion", "uid")},
                                    **({"fieldPath": field} if field else {})}})
