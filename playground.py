@@ -1682,6 +1682,8 @@ class Cluster:
             until = user.leased_at + HALF_MADE_SECONDS
             if never_seen and self.clock() < until:  # Somebody is making it, or was interrupted.
                 self.loop.call_at(until, lambda: self.touch(user))
+            elif never_seen and user.looked_at < until:
+                self.look(user)  # What was read before the wait does not count.
             else:
                 if not lease:
                     self.check_limits(client)
@@ -2101,8 +2103,9 @@ class Cluster:
         errors = dict(order.failures)
         if not user or not errors:
             return
-        error = next((error for error in errors.values() if error.reason not in ("exists", "conflict",
-                                                                                 "not found")), None)
+        # Of what was to be made it is the namespace that was not found.
+        quicker = ("exists", "conflict") if order.creates else ("exists", "conflict", "not found")
+        error = next((error for error in errors.values() if error.reason not in quicker), None)
         if "Lease" in errors and made and not is_persistent(order.id):
             self.destroy(order.id)  # Somebody else's lease came first.
         if not error:
@@ -2621,11 +2624,13 @@ class Cluster:
 
         def checked(result: Any) -> None:
             # A wrong template stays wrong. What else was in the way may pass, and each create_db tells of it.
-            wrong = isinstance(result, KubectlError) and result.reason == "invalid"
-            if isinstance(result, KubectlError) and result.reason not in TOLERATED:
+            reason = result.reason if isinstance(result, KubectlError) else ""
+            if reason and reason not in TOLERATED:
                 log.error(logfmt("template", path=self.template.path, error=result))
-                self.loop.call_at(self.clock() + WATCH_SECONDS, self.check_template)
-            self.report("template", "template" if wrong else "")
+                pause = WATCH_SECONDS if reason == "invalid" else WATCH_PAUSES_SECONDS[1]
+                self.loop.call_at(self.clock() + pause, self.check_template)
+            troubles = {"invalid": "template", "not found": "not found", "ending": "ending"}
+            self.report("template", troubles.get(reason, ""))
         self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
                                              reason="check the template",
                                              stdin=manifest), checked)
