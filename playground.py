@@ -1131,6 +1131,7 @@ NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: del
                "another one")
 FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
            "maintainer to rename it, or to label it again if it was ours")
+NOT_YOURS = "this user_id belongs to another client"
 NO_ROOM = "too many connections: close idle ones, or ask again later"
 
 
@@ -1378,9 +1379,10 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
-# Annotations, of a lease and of a Secret.
-USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE = (
-    PREFIX + name for name in ("user-id", "client", "address", "kept", "template"))
+# Annotations, of a lease and, the last two, of a Secret. ACQUIRED is the lease's acquireTime, by which a
+# user's Secret is known to have been given under this lease, not under one of the same name that has ended.
+USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE, ACQUIRED = (
+    PREFIX + name for name in ("user-id", "client", "address", "kept", "template", "acquired"))
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 NOBODY = "Nobody"  # Whose a spare is that is being removed: no slug has a capital.
@@ -1411,6 +1413,7 @@ class Lease(NamedTuple):
     holder: str  # The database's id.
     user_id: str
     client: str
+    acquired: str  # When it was made or pointed at this database; see ACQUIRED.
     renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
     address: str  # The one that was answered.
     kept: bool  # Its database has ended but for its volume.
@@ -1423,6 +1426,7 @@ class Secret(NamedTuple):
     uid: str
     version: int
     user: str  # A slug; empty of a spare, NOBODY of one that goes.
+    acquired: str  # Of the lease under which it was given.
     template: str
     password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
     item: dict[str, Any]
@@ -1467,6 +1471,12 @@ class Database:
     def takes_queries(self) -> bool:
         """Tell whether its container is ready, and stays."""
         return bool(self.pod and self.pod.ready and not self.pod.gone)
+
+    def is_of(self, slug: str, lease: Lease | None) -> bool:
+        """Tell whether it was given to a user under this lease; a volume is found again under any."""
+        record = self.record
+        return bool(record and record.user == slug and lease
+                    and (record.acquired == lease.acquired or is_persistent(self.id)))
 
     def has_lost_its_password(self) -> bool:
         """Tell whether its volume is there without its Secret, and that must never be made anew."""
@@ -1659,7 +1669,10 @@ class Cluster:
         """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
         lease = user.lease
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
-        if standing == "absent" and database and database.has_lost_its_password():
+        if standing == "absent" and database and database.secret:  # On a volume; its lease was deleted by hand.
+            if database.secret.item["metadata"]["annotations"].get(CLIENT) != client:
+                raise ApiError(403, NOT_YOURS)
+        elif standing == "absent" and database and database.has_lost_its_password():
             standing = "bare"
         unsure = (user.foreign or standing in ("lost", "bare", "lacking")
                   or standing == "absent" and self.template.persistent)
@@ -1671,7 +1684,7 @@ class Cluster:
             self.claim(user)
         elif standing == "kept":
             self.renew(user)
-        elif standing == "bare" and database and database.record and database.record.user == user.slug:
+        elif standing == "bare" and database and database.record and database.is_of(user.slug, lease):
             self.put_back(user, database.record)
         elif standing == "bare" and database and is_persistent(database.id):
             raise ApiError(409, PASSWORD_LOST)
@@ -1782,7 +1795,8 @@ class Cluster:
                 return "bare"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
-        if not database or database.secret and database.secret.user not in ("", user.slug):
+        taken = database and database.secret and database.secret.user
+        if not database or taken and not database.is_of(user.slug, user.lease):
             return "lost"
         if database.secret and not database.secret.user:
             return "lost" if database.going else "free"
@@ -1905,13 +1919,14 @@ class Cluster:
         spare = self.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
-        record = before.record if before else None
         had_been_ready = lease and (lease.address or before and before.was_ready)
-        if had_been_ready and not is_persistent(id) and (not record or record.user == user.slug):
+        theirs = not before or not before.record or before.is_of(user.slug, lease)
+        if had_been_ready and theirs and not is_persistent(id):
             user.replacement = id
         order = Order(self.given, id, user)
         address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
-        item = lease_of(user.slug, user_id, client, id, address, micro_time(self.wall()))
+        now = micro_time(self.wall())
+        item = lease_of(user.slug, user_id, client, id, address, now)
         if lease and lease.holder != id:
             item["metadata"].update(uid=lease.uid, resourceVersion=str(lease.version))
             order.replaces.append(item)
@@ -1919,11 +1934,10 @@ class Cluster:
             order.creates.append(item)
         if spare and spare.secret:
             spare.promised = True
-            order.claims.append(labelled(spare.secret.item, user.slug))
+            order.claims.append(labelled(spare.secret.item, user.slug, now))
         else:
-            order.creates += [item for item in self.template.objects_of(id, secrets.token_hex(16), user.slug,
-                                                                        user_id, client)
-                              if item["kind"] not in there]
+            made = self.template.objects_of(id, secrets.token_hex(16), user.slug, user_id, client, now)
+            order.creates += [item for item in made if item["kind"] not in there]
         origin = "new" if not spare else "spare" if spare.takes_queries() else "starting"
         user.asked = user.asked or (self.clock(), origin)
         user.coming = "" if lease else client
@@ -1949,12 +1963,12 @@ class Cluster:
         assert database.secret
         order = Order(self.given, database.id, user)
         database.promised = True
-        order.claims.append(labelled(database.secret.item, user.slug))
+        order.claims.append(labelled(database.secret.item, user.slug, user.lease.acquired))
         self.start_order(self.making, order)
 
     def put_back(self, user: User, record: Secret) -> None:
         """Make a Secret again that was deleted by hand, with the password that its Pod or volume has."""
-        order, item = Order(self.given, "", user), labelled(record.item, user.slug)
+        order, item = Order(self.given, "", user), labelled(record.item, user.slug, record.acquired)
         item["metadata"] = {name: value for name,
                             value in item["metadata"].items() if name not in ("uid", "resourceVersion")}
         order.creates.append(item)
@@ -1981,8 +1995,7 @@ class Cluster:
         if is_persistent(id):  # Names that are used again: by uid.
             order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
         elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
-            record = self.databases[id].record
-            order.ends = bool(record and record.user == user.slug)
+            order.ends = self.databases[id].is_of(user.slug, user.lease)
         if not order.replaces:  # Last: while it is there, what is left of a volume is known.
             version = 0 if is_persistent(id) else user.lease.version
             order.deletes.append(("Lease", name, user.lease.uid, version))
@@ -2290,8 +2303,8 @@ class Cluster:
         for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
             self.look(user, idle=True)
         if suspects:
-            self.loop.start(functools.partial(self.find_garbage, suspects[:SUSPECTS_PER_ROUND]),
-                            self.remove_garbage)
+            named_by = {id: list(self.holders.get(id, ())) for id in suspects[:SUSPECTS_PER_ROUND]}
+            self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
 
     def mend(self, user: User, lease: Lease) -> None:
         """Write down the address that was answered; make the Pod again that a drained node took away."""
@@ -2325,25 +2338,26 @@ class Cluster:
         if not secret or not secret.user:
             return half
         user = self.users.get(secret.user)
-        return not (user and user.lease and user.lease.holder == database.id)
+        return not (user and user.lease and user.lease.holder == database.id
+                    and database.is_of(user.slug, user.lease))
 
-    def find_garbage(self, ids: list[str]) -> Any:
+    def find_garbage(self, suspects: dict[str, list[str]]) -> Any:
         """Read what looks like nobody's, as a thread; return the ids of what is, and Secrets to be won first.
 
         Secrets first and leases second: who gives writes them the other way round, so that no lease that
-        names a database can be missed.
+        names a database can be missed. `suspects` are ids, with the slugs of the leases that name them.
         """
-        items = {key_of(item): item
-                 for item in self.read([f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids])}
-        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids}
-        users = {user_of(secret) for secret in secrets.values()} | {slug for id in ids
-                                                                    for slug in self.holders.get(id, ())}
-        leases = self.read([f"leases/user-{user}" for user in sorted(users - {"", NOBODY})])
-        named = {item["spec"].get("holderIdentity") for item in leases}
-        nobodys = {id: secret for id, secret in secrets.items() if f"mysql-{id}" not in named}
-        return ([id for id, secret in nobodys.items() if not secret or user_of(secret)],
-                [secret for id, secret in nobodys.items() if secret and not user_of(secret)
-                 and ("Pod", f"mysql-{id}") not in items])
+        names = [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in suspects]
+        items = {key_of(item): item for item in self.read(names)}
+        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in suspects}
+        users = {*map(user_of, secrets.values()), *itertools.chain(*suspects.values())} - {"", NOBODY}
+        leases = [seen_of(item) for item in self.read([f"leases/user-{user}" for user in sorted(users)])]
+        named = {lease.holder for lease in leases if isinstance(lease, Lease)}
+        given = {(lease.holder, lease.acquired) for lease in leases if isinstance(lease, Lease)}
+        ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
+                 and (user_of(secret) or not secret and id not in named)]
+        return ended, [secret for id, secret in secrets.items() if secret and not user_of(secret)
+                       and id not in named and ("Pod", f"mysql-{id}") not in items]
 
     def remove_garbage(self, found: Any) -> None:
         """Have what is nobody's deleted."""
@@ -2653,7 +2667,7 @@ TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
 def check_owner(lease: Lease, user_id: str, client: str) -> None:
     """Raise ApiError 403 or 409 if a lease is not this client's for this user."""
     if lease.client != client:
-        raise ApiError(403, "this user_id belongs to another client")
+        raise ApiError(403, NOT_YOURS)
     if lease.user_id != user_id:
         raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
 
@@ -2679,11 +2693,12 @@ def seen_of(item: dict[str, Any]) -> Seen:
         "annotations") or {}
     if item["kind"] == "Lease":
         return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
-                     annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), spec.get("renewTime") or "",
+                     annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), spec.get("acquireTime") or "",
+                     spec.get("renewTime") or "",
                      annotations.get(ADDRESS, ""), KEPT in annotations, bare(item))
     if item["kind"] == "Secret":
-        return Secret(uid, version, user_of(item), annotations.get(TEMPLATE, ""), password_in(item),
-                      bare(item))
+        return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
+                      password_in(item), bare(item))
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
     addresses = [spec.get("clusterIP", ""), status.get("podIP", ""),
                  *(one["ip"] for one in status.get("podIPs") or ())]
@@ -2728,11 +2743,17 @@ def user_of(secret: dict[str, Any] | None) -> str:
     return str(((secret or {}).get("metadata", {}).get("labels") or {}).get(USER, ""))
 
 
-def labelled(secret: dict[str, Any], user: str) -> dict[str, Any]:
-    """Return a Secret that is a user's, to be written by whoever saw its version."""
+def acquired_of(secret: dict[str, Any] | None) -> str:
+    """Return when the lease was acquired under which a Secret was given."""
+    return str(((secret or {}).get("metadata", {}).get("annotations") or {}).get(ACQUIRED, ""))
+
+
+def labelled(secret: dict[str, Any], user: str, acquired: str = "") -> dict[str, Any]:
+    """Return a Secret that is a user's, under a lease, to be written by whoever saw its version."""
     item = bare(secret)
-    return {**item, "metadata": {**item["metadata"], "labels": {**(item["metadata"].get("labels") or {}),
-                                                                USER: user}}}
+    metadata = item["metadata"]
+    return {**item, "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), USER: user},
+                                 "annotations": {**(metadata.get("annotations") or {}), ACQUIRED: acquired}}}
 
 
 def lease_of(slug: str, user_id: str, client: str, id: str, address: str, now: str) -> dict[str, Any]:
@@ -2840,7 +2861,7 @@ class Template:
 
     def __init__(self, path: str) -> None:
         """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
-        self.path, self.hash = path, ""
+        self.path, self.hash, self.persistent = path, "", False
         try:
             with open(path, encoding="utf-8") as file:
                 documents = yaml.safe_load_all(file)
@@ -2876,8 +2897,8 @@ class Template:
         self.per_user = self.persistent or bool({"slug", "user_id",
                                                  "client"} & set(PLACEHOLDER.findall(text)))
 
-    def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "",
-                   client: str = "") -> list[dict[str, Any]]:
+    def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
+                   acquired: str = "") -> list[dict[str, Any]]:
         """Return the objects of a database, a user's or a spare, with what the server itself relies on.
 
         Raises KeyError for a placeholder that is not known.
@@ -2893,10 +2914,12 @@ class Template:
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
         for item in objects:
-            metadata, whose = item["metadata"], {USER: slug} if slug and item["kind"] == "Secret" else {}
-            metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id, **whose}
+            metadata = item["metadata"]
+            metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
             if item["kind"] == "Secret":
-                metadata["annotations"] = {**(metadata.get("annotations") or {}), TEMPLATE: self.hash}
+                metadata["annotations"] = {**(metadata.get("annotations") or {}), TEMPLATE: self.hash,
+                                           **({CLIENT: client} if self.persistent else {})}
+                item.update(labelled({**item, "apiVersion": "v1"}, slug, acquired) if slug else {})
         return objects
 
 
