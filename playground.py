@@ -1669,8 +1669,8 @@ class Cluster:
         """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
         lease = user.lease
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
-        if standing == "absent" and database and database.secret:  # On a volume; its lease was deleted by hand.
-            if database.secret.item["metadata"]["annotations"].get(CLIENT) != client:
+        if standing == "absent" and database and database.secret:  # On a volume without its lease.
+            if (database.secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
                 raise ApiError(403, NOT_YOURS)
         elif standing == "absent" and database and database.has_lost_its_password():
             standing = "bare"
