@@ -14,12 +14,12 @@ then what these stand on: templates, kubectl, the TLS files, the log and the met
     handshakes, two      OpenSSL's part of the handshakes              nobody: they post what came of it
     tls files            reads the TLS files when they change          nobody: it posts them
     log                  writes the log's lines                        nobody: what does not fit is dropped
-    watch, one a kind    reads a kubectl's next line                   nobody
-    groups, sweep        wait for one kubectl for all who want one     whoever asked for a database
-    one a slow request   waits for its user's database                 its client
+    watch, one a kind    reads a kubectl's next line                   nobody: it posts what it says
+    work, eight          one kubectl each                              who asked for what it does
 
-The rule: one thread, the loop's, owns every connection. No other thread touches them; each computes or
-waits, and posts what came of it (Server.post). So strangers, however many, are no thread and no lock.
+The rule: one thread, the loop's, owns every connection and the whole table of the cluster. No other thread
+touches them; each computes or waits, and posts what came of it (Server.post). So there are always as many
+threads, however many strangers or waiting users, and no lock but the one over running kubectls.
 
 Kubernetes is the only store. What is in memory comes from watches and may be lost at any time.
 """
@@ -64,6 +64,7 @@ import time
 import traceback
 import unicodedata
 import urllib.parse
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
 
@@ -107,9 +108,10 @@ READ_BYTES = 8 * 1024
 REQUESTS_A_TURN = 16
 
 # Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
-# one customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections
-# a second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which
-# takes 10 ms; one from another address is not touched while any holds more. It does not bound their rate.
+# one customer of a provider has) that holds most of them makes room, first one that was refused and told so.
+# With strangers opening 1,000 connections a second from one address, one that is slow by itself has
+# 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is not touched while any
+# holds more. It does not bound their rate.
 MAX_HANDSHAKES = 256
 # Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten
 # in one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
@@ -151,13 +153,9 @@ LOG_SECONDS = 0.02
 # create_db's answer, counted from the request; 503 with the reason beyond it, and creation goes on. The
 # notebook plug-in hangs up after 20 s; half a second of it is the network's.
 CREATE_SECONDS = 17.5
-# Before that time is up, this much is for asking the cluster why a database is not ready.
-REASON_SECONDS = 2.5
 # A refused heart beat's answer is held back this long: the plug-in's loop never sleeps after one. Such a
 # client makes one request a second.
 REFUSED_BEAT_SECONDS = 1.0
-# What was just created shows in the watches within milliseconds; only beyond this is it missing again.
-SETTLE_SECONDS = 2.0
 
 # One kubectl; its process group is killed beyond it. Creating a full group takes 2 s.
 KUBECTL_SECONDS = 30.0
@@ -165,24 +163,48 @@ KUBECTL_SECONDS = 30.0
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
 # A group leaves when nobody has joined it for the first, and at the latest after the second. A class that
-# starts together comes within some 0.1 s, to a busy machine up to 20 ms apart; a kubectl of its own for a
-# user who is a moment early would take 0.2 s. Who comes alone waits for the first, in 1.5 s altogether.
-GATHER_SECONDS = (0.03, 0.3)
-# Creating kubectls at once. With two, a user who comes alone does not wait for a class in front.
-CREATING_KUBECTLS = 2
-# StatefulSets whose heart beat one kubectl writes down, a request each: as above, it slows down after 300.
+# starts together comes within some 0.1 s, to a busy machine up to 20 ms apart.
+GATHER_SECONDS = (0.02, 0.3)
+# Creating kubectls at once: a class of 200 in one go, or three fifths of it and a user who comes alone.
+MAKING_KUBECTLS = 4
+# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, and the sweep's.
+WORK_THREADS = 8
+# Leases whose renewal one kubectl writes, a request each: as above, it slows down after 300.
 BEATS_PER_KUBECTL = 250
-# Idle databases deleted in one round, three kubectls each, one after the other: some 6 s, for which a
-# user who returns meanwhile has to wait. The rest is the next round's.
+# Idle leases ended in one round, a kubectl each: some 3 s. The rest is the next round's.
 SWEPT_PER_ROUND = 30
 # Users whose beats came before the cluster was known, and are held until then; more are dropped, and
 # beat again. Some 200 bytes each.
 MAX_EARLY_BEATS = 10_000
+# A user's lease and Secret without a Pod that was ever seen: somebody may be at making it. Then it is lost.
+HALF_MADE_SECONDS = 10.0
+# A spare's Secret without its Pod, or a Pod without its Secret: it is removed beyond it. Whoever makes one
+# has KUBECTL_SECONDS.
+HALF_A_SPARE_SECONDS = 60.0
+# Databases that look like nobody's and are read afresh in one round; the rest is the next round's.
+SUSPECTS_PER_ROUND = 100
+# A Service answers so much later than its Pod is ready: kube-proxy was seen to need 3 to 1,003 ms.
+SERVICE_SECONDS = 1.0
+
+# A spare that is starting is given away until it is so old; later it may never get ready.
+YOUNG_SECONDS = 60.0
+# A spare that is not ready by then is removed: an image was pulled in 3 minutes.
+SPARE_SECONDS = 300.0
+# Spares made in one step; two servers that fill at once then make few too many.
+SPARES_AT_ONCE = 10
+# While a user's database starts, spares do not compete with it; for so long.
+EXPECTED_SECONDS = 30.0
+# Spares of another template: an update's old servers still give them. Twice as long each time they come back.
+OTHERS_SECONDS = 600.0
+# After a spare made room for a user none is made for so long.
+NO_SPARES_SECONDS = 600.0
 
 # Objects in a page of a listing, 1 to 4 MB; so many are read, and then taken into the table, at once.
 PAGE_OBJECTS = 500
-# Of these, in one go while nobody can look into the table: some 2 ms.
+# Of these, one step of the loop: 1 ms.
 PORTION_OBJECTS = 100
+# Steps that others posted, before the connections have their turn again.
+STEP_SECONDS = 0.005
 # One watch; it is started again from where it was beyond it. Starting three kubectls a minute costs 0.3 s
 # of one core. One whose connection has died silently is killed the grace later: for so long the table can
 # be stale.
@@ -239,6 +261,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.order = itertools.count()  # Of two timers of one moment the older one is first.
         self.posted: collections.deque[Step] = collections.deque()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.work: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], object]]] = queue.SimpleQueue()
+        self.ticked_at = time.monotonic()
         super().__init__(address, Connection)  # type: ignore[arg-type]
         self.selector = selectors.DefaultSelector()  # With each file, the step that it makes due.
         self.bell, self.ear = socket.socketpair()
@@ -246,6 +270,7 @@ class Server(http.server.ThreadingHTTPServer):
         for end in (self.bell, self.ear, self.socket):
             end.setblocking(False)
         self.selector.register(self.ear, selectors.EVENT_READ, self.hear_bell)
+        cluster.loop, cluster.kubectl.post = self, self.post
 
     def server_bind(self) -> None:
         """Bind without looking up our own name in DNS, as HTTPServer would."""
@@ -256,22 +281,32 @@ class Server(http.server.ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Take the steps that are due, until told to stop and all is answered, or STOP_SECONDS after."""
-        for _ in range(HANDSHAKE_THREADS):
-            threading.Thread(target=self.compute_handshakes, name="handshakes", daemon=True).start()
+        for job in (*[self.compute_handshakes] * HANDSHAKE_THREADS, *[self.do_work] * WORK_THREADS):
+            threading.Thread(target=job, name=job.__name__, daemon=True).start()
         self.attempt(self.keep_house)
-        while not self.stopping() or (self.clients or self.strangers) and time.monotonic() < self.stop_at:
+        while not self.is_done():
             pause = max(self.timers[0][0] - time.monotonic(), 0) if self.timers else None
             for key, events in self.selector.select(pause):
                 key.data(events)
             self.service_actions()
 
+    def is_done(self) -> bool:
+        """Tell whether a stopping server has answered all and written the last beats, or their time is up."""
+        now = time.monotonic()
+        answered = self.stopping() and not (self.clients or self.strangers) or now >= self.stop_at
+        return answered and (self.cluster.last_beats() or now >= self.stop_at + LAST_BEATS_SECONDS)
+
     def service_actions(self) -> None:
-        """Take the steps that were posted, and those whose time has come."""
-        for _ in range(len(self.posted)):  # What these post is for the next time: others come in between.
+        """Take the steps that were posted and those whose time has come; then ask those again who wait."""
+        until = time.monotonic() + STEP_SECONDS
+        while self.posted and time.monotonic() < until:
             self.attempt(self.posted.popleft())
+        if self.posted:
+            self.ring()  # Others come in between.
         now = time.monotonic()
         while self.timers and self.timers[0][0] <= now:
             self.attempt(heapq.heappop(self.timers)[2])
+        self.attempt(self.cluster.settle)
 
     def attempt(self, step: Step) -> None:
         """Take a step; whatever is wrong with it, the loop goes on."""
@@ -283,6 +318,10 @@ class Server(http.server.ThreadingHTTPServer):
     def post(self, step: Step) -> None:
         """Have the loop take a step. All that other threads, and handlers of signals, may do to it."""
         self.posted.append(step)
+        self.ring()
+
+    def ring(self) -> None:
+        """Have the loop not wait for anything, if it is about to."""
         if not self.rung:
             self.rung = True
             with contextlib.suppress(OSError):
@@ -329,7 +368,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             crowd = collections.Counter(stranger.network for stranger in self.strangers).most_common(1)[0][0]
-            next(stranger for stranger in self.strangers if stranger.network == crowd).make_room()
+            crowded = (stranger for stranger in self.strangers if stranger.network == crowd)
+            min(crowded, key=lambda stranger: stranger.state != "lingering").make_room()
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -370,11 +410,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     def admit(self, connection: Connection, client: str, certificate: dict[str, Any]) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
-        serial, ends = int(certificate["serialNumber"], 16), certificate_end(certificate["notAfter"])
+        serial, ends = int(certificate["serialNumber"], 16), float(certificate_end(certificate["notAfter"]))
+        ends = min(ends, self.tls.expiries.get("crl", ends))
         if connection.generation != self.generation:
             raise ValueError("the CA or the revocation list changed meanwhile")
         # OpenSSL has checked these, but not again for a session that is resumed.
-        if serial in self.tls.revoked or min(ends, self.tls.expiries.get("crl", ends)) < time.time():
+        if serial in self.tls.revoked or ends < time.time():
             raise ValueError("the certificate of the resumed session is no longer good")
         # A client at its own limit makes room among its own, which is room for all.
         crowded = 0 < self.max_connections_per_client <= self.held[client]
@@ -395,6 +436,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Take a connection out of every table."""
         for table in (self.strangers, self.idle, self.to_compute):
             table.pop(connection, None)
+        self.cluster.wait(connection.exchange.waits_for, connection, None)
         if connection in self.clients:
             del self.clients[connection]
             self.held[connection.client] -= 1
@@ -403,18 +445,20 @@ class Server(http.server.ThreadingHTTPServer):
 
     def over(self, connection: Connection) -> bool:
         """Tell whether a client's connection is to end: its certificate cannot be checked again."""
-        return (self.stopping() or connection.generation != self.generation
-                or time.time() > min(connection.ends, self.tls.expiries.get("crl", float("inf"))))
+        return self.stopping() or connection.generation != self.generation or time.time() > connection.ends
 
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
         self.call_at(time.monotonic() + RELOAD_SECONDS, self.keep_house)
         self.listen()
+        now, before, self.ticked_at = time.monotonic(), self.ticked_at, time.monotonic()
+        if now - before > 5 * RELOAD_SECONDS or min(self.tls.expiries.values()) < time.time():
+            self.cluster.idle_since = now  # Nobody could be heard of, while it slept or nobody gets in.
         for connection in [client for client in self.idle if self.over(client)]:
             connection.take(connection.leave)
         self.refusals.flush()
         self.cluster.kubectl.reap()
-        if self.ready_file and self.cluster.status() == "ok":
+        if self.ready_file and self.cluster.status()["cluster"] == "ok":
             open(self.ready_file, "w", encoding="utf-8").close()
             self.ready_file = ""
 
@@ -431,16 +475,22 @@ class Server(http.server.ThreadingHTTPServer):
                     connection.take(connection.leave)
         log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
 
-    def bridge(self, job: Callable[[], Said], then: Callable[[Outcome], object]) -> None:
-        """Have a thread of its own wait for a slow answer."""
-        def wait() -> None:
-            outcome = outcome_of(job)
-            self.post(lambda: then(outcome))
-        try:
-            threading.Thread(target=wait, daemon=True).start()
-        except RuntimeError:
-            out = failed(unavailable("this server is out of threads: ask again later"))
-            self.post(lambda: then(out))
+    def start(self, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        """Have a thread do what takes its time, and then the loop a step with what came of it."""
+        self.work.put((work, then))
+
+    def do_work(self) -> NoReturn:
+        """Do what takes its time, as a thread; what was not foreseen is a KubectlError."""
+        while True:
+            work, then = self.work.get()
+            try:
+                result = work()
+            except KubectlError as error:
+                result = error
+            except Exception:
+                log.error(logfmt("work", error=traceback.format_exc()))
+                result = KubectlError("failed")
+            self.post(functools.partial(then, result))
 
     def shutdown(self) -> None:
         """Have the loop end once all is answered, from any thread or signal, without waiting for it."""
@@ -450,7 +500,9 @@ class Server(http.server.ThreadingHTTPServer):
         """Stop accepting, and end the connections that are idle."""
         if not self.stopping():
             self.stop_at = time.monotonic() + STOP_SECONDS
-            self.call_at(self.stop_at, lambda: None)  # Wakes the loop, which then ends.
+            for moment in (self.stop_at, self.stop_at + LAST_BEATS_SECONDS):
+                self.call_at(moment, lambda: None)  # Wakes the loop, which then ends.
+            self.cluster.stop()
             with contextlib.suppress(KeyError):
                 self.selector.unregister(self.socket)
             self.server_close()
@@ -490,30 +542,30 @@ class Connection:
         # What has come of a request, and how much of it holds no end of a head.
         self.buffer, self.searched = b"", 0
         self.head: Request | None = None  # Whose body is awaited.
-        self.exchange = NO_EXCHANGE
+        self.exchange = Exchange()
+        self.ask_again: Callable[..., None] = self.ask
         self.unsent = b""
         self.leaving = self.lingers = False  # After what is unsent.
         self.dropped = 0
         self.listens = 0  # For which of the selector's events.
         self.state = "handshake"
-        self.deadline = self.alarm = time.monotonic() + HANDSHAKE_SECONDS
-        server.call_at(self.alarm, self.ring)
+        self.deadline = time.monotonic() + HANDSHAKE_SECONDS
+        self.set_alarm(self.deadline)
         server.strangers[self] = None
         self.enter("handshake")
 
     # -- what any state does
 
-    def enter(self, name: str) -> None:
-        """Go over into a state: listen for what it waits for, with its deadline."""
+    def enter(self, name: str, deadline: float = 0.0) -> None:
+        """Go over into a state: listen for what it waits for, until its deadline or another."""
         self.state, state = name, STATES[name]
         self.server.idle.pop(self, None)
         if name == "idle":
             self.server.idle[self] = None
         if state.seconds:
-            self.deadline = time.monotonic() + state.seconds
+            self.deadline = deadline or time.monotonic() + state.seconds
             if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
-                self.alarm = self.deadline
-                self.server.call_at(self.alarm, self.ring)
+                self.set_alarm(self.deadline)
         if state.waits_for:
             self.listen(state.waits_for)
 
@@ -537,6 +589,15 @@ class Connection:
         else:
             self.take(state.go_on, self)
 
+    def set_alarm(self, moment: float) -> None:
+        """Have the alarm ring at a moment, if this is still there: 12,000 strangers' TLS would be 400 MB."""
+        self.alarm, there = moment, weakref.ref(self)
+
+        def ring() -> None:
+            if connection := there():
+                connection.ring()
+        self.server.call_at(moment, ring)
+
     def ring(self) -> None:
         """Do what the state wants at its deadline, if that has come."""
         now = time.monotonic()
@@ -546,8 +607,7 @@ class Connection:
         if now >= self.deadline and STATES[self.state].late:
             self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
         if self.state != "closed" and self.alarm == float("inf"):
-            self.alarm = self.deadline if self.deadline > now else now + LINGER_SECONDS
-            self.server.call_at(self.alarm, self.ring)
+            self.set_alarm(self.deadline if self.deadline > now else now + LINGER_SECONDS)
 
     def take(self, step: Callable[..., object], *arguments: Any) -> None:
         """Take a step; what goes wrong in it ends this connection and nothing else."""
@@ -671,21 +731,22 @@ class Connection:
             self.serve(request)
             if self.state != "idle":
                 return None
-        self.enter("waiting")
+        self.enter("pausing")
         return self.server.post(functools.partial(self.take, self.advance))
 
     def next_request(self) -> Request | None:
         """Take a request from what has come, or return None if there is no whole one. Raises ApiError."""
-        while True:
-            if not self.head:
+        while self.buffer or self.incoming.pending:
+            if self.buffer and not self.head:
                 self.head, self.buffer = take_head(self.buffer, self.searched)
                 self.searched = 0 if self.head else len(self.buffer)
             if self.head and len(self.buffer) >= self.head.length:
                 request, length, self.head = self.head, self.head.length, None
                 body, self.buffer = self.buffer[:length], self.buffer[length:]
-                return request._replace(body=body)
+                return request._replace(body=body) if length else request
             if not self.incoming.pending or not self.pull():
-                return None
+                break
+        return None
 
     def rest(self) -> None:
         """Wait for the rest of a request, or for the next one: then the connection ends without loss."""
@@ -702,25 +763,47 @@ class Connection:
 
     def serve(self, request: Request) -> None:
         """Have the API answer a request: now, or once it can."""
-        self.exchange = Exchange(request.method, api_name(request.path), "-", request.keep_alive)
-        outcome = outcome_of(lambda: self.call(request))
-        if not callable(outcome.answer):
-            return self.answer(outcome)
-        self.enter("waiting")
-        return self.server.bridge(outcome.answer,
-                                  lambda later: self.take(self.resume, lambda: self.answer(later)))
+        self.exchange = Exchange(request.method, api_name(request.path), request.keep_alive)
+        self.ask(functools.partial(self.call, request))
 
-    def call(self, request: Request) -> Answer:
-        """Call the function that a request asks for. Raises ApiError."""
+    def call(self, request: Request, late: bool) -> Said | None:
+        """Call the function that a request asks for. Raises ApiError, KubectlError."""
         if not self.client:
             raise ApiError(403, NAMELESS)
         function, parameters = route(request)
-        self.exchange = self.exchange._replace(user=parameters.get("user_id", "-"))
-        return function(self.server, self.client, self.started + CREATE_SECONDS, **parameters)
+        self.exchange.user = parameters.get("user_id", "-")
+        return function(self.server, Asked(self.client, self.started, late), **parameters)
+
+    def ask(self, call: Callable[[bool], Said | None], late: bool = False) -> None:
+        """Ask the API; if it has no answer yet, again when the user's entry changes, and at the deadline."""
+        outcome, cluster = outcome_of(functools.partial(call, late)), self.server.cluster
+        if outcome:
+            cluster.wait(self.exchange.waits_for, self, None)
+            return self.answer(outcome)
+        if self.state != "waiting":
+            self.ask_again = functools.partial(self.ask, call)
+            self.exchange.waits_for = slug(self.exchange.user)
+            self.enter("waiting", self.started + CREATE_SECONDS)
+            cluster.wait(self.exchange.waits_for, self,
+                         functools.partial(self.take, self.resume, self.ask_if_there))
+        return None
+
+    def ask_last(self) -> None:
+        """Ask for the last time: the answer is due."""
+        self.ask_again(late=True)
+
+    def ask_if_there(self) -> None:
+        """Ask again, unless the client has gone: what it does not hear it is to be told when it is back."""
+        poll = select.poll()
+        poll.register(self.socket, getattr(select, "POLLRDHUP", select.POLLHUP))
+        if poll.poll(0):
+            self.close()
+        else:
+            self.ask_again()
 
     def answer(self, outcome: Outcome) -> None:
         """Log and count an answer, and send it; a refused heart beat's a moment later."""
-        exchange, self.exchange = self.exchange, NO_EXCHANGE
+        exchange, self.exchange = self.exchange, Exchange()
         taken = time.monotonic() - self.started
         known = exchange.api if exchange.api in API else "-"  # What clients make up is no label.
         metrics.add("requests_total", api=known, status=str(outcome.status))
@@ -728,10 +811,10 @@ class Connection:
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
             "request", client=self.client or "-", method=exchange.method, api=exchange.api,
             user=exchange.user, status=outcome.status, ms=taken * 1000))
-        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
         if exchange.api != "heart_beat" or outcome.status < 400:
-            return send()
-        self.enter("waiting")  # The plug-in repeats at once, for ever, what is not answered 200.
+            return self.send(outcome, exchange.keep_alive, exchange.method)
+        self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
+        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
         return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS,
                                    lambda: self.take(self.resume, send))
 
@@ -819,8 +902,11 @@ STATES = {
     "idle": State(READ, IDLE_SECONDS, Connection.read, Connection.leave),
     "head": State(READ, HEAD_SECONDS, Connection.read, Connection.complain),
     "body": State(READ, BODY_SECONDS, Connection.read, Connection.complain),
-    # Its answer is awaited from elsewhere, which has a deadline of its own; or its turn is.
-    "waiting": State(NOTHING, 0, Connection.answer, None),
+    # For its user's entry in the cluster's table to change.
+    "waiting": State(NOTHING, CREATE_SECONDS, Connection.ask_if_there,
+                     lambda connection: connection.resume(connection.ask_last)),
+    # For its turn, or for a refused heart beat's answer to leave.
+    "pausing": State(NOTHING, 0, Connection.resume, None),
     "answering": State(WRITE, ANSWER_SECONDS, lambda connection: connection.resume(connection.write),
                        Connection.close),
     # Nothing more is said; what still comes is dropped.
@@ -829,16 +915,14 @@ STATES = {
 }
 
 
-class Exchange(NamedTuple):
+class Exchange:
     """What is told of a request in the log, and decides about the connection after its answer."""
 
-    method: str
-    api: str
-    user: str
-    keep_alive: bool
+    __slots__ = ("api", "keep_alive", "method", "user", "waits_for")
 
-
-NO_EXCHANGE = Exchange("-", "-", "-", False)
+    def __init__(self, method: str = "-", api: str = "-", keep_alive: bool = False) -> None:
+        self.method, self.api, self.keep_alive, self.user = method, api, keep_alive, "-"
+        self.waits_for = ""  # The user's entry in the cluster's table, by slug.
 
 
 def shake_hands(tls: ssl.SSLObject) -> Handshake:
@@ -926,6 +1010,8 @@ HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]
 # A line feed without its carriage return, a carriage return without its line feed, a NUL. A carriage
 # return at the end of what has come so far may still get its line feed.
 BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+LENGTH = re.compile("[0-9]{1,16}")
+AUTHORITY = re.compile(rb"^https?://[^/?]+", re.I)
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 HTTP_REQUEST = re.compile(rb"(" + "|".join(METHODS).encode() + rb") ")
 
@@ -993,7 +1079,7 @@ def parse_head(head: bytes) -> Request:
     if "transfer-encoding" in headers:
         raise ApiError(501, "Transfer-Encoding is not supported: send the body with a Content-Length")
     length = headers.get("content-length", "0")
-    if not re.fullmatch("[0-9]{1,16}", length):
+    if not LENGTH.fullmatch(length):
         raise ApiError(400, "Content-Length is malformed: expected one decimal number")
     if int(length) > MAX_BODY_BYTES:
         raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
@@ -1002,7 +1088,7 @@ def parse_head(head: bytes) -> Request:
     if headers.get("expect", "100-continue").lower() != "100-continue":
         raise ApiError(417, "the only expectation known here is 100-continue")
     # The absolute form, https://host/path, must be understood as well (section 3.2.2).
-    path, _, query = re.sub(rb"^https?://[^/?]+", b"", target, flags=re.I).partition(b"?")
+    path, _, query = AUTHORITY.sub(b"", target).partition(b"?")
     closes = "close" in [option.strip().lower() for option in headers.get("connection", "").split(",")]
     # Whoever leaves a length out may send a body all the same, which is no next request.
     bounded = method in ("GET", "HEAD") or "content-length" in headers
@@ -1025,12 +1111,26 @@ def response(outcome: Outcome, keep: bool, method: str = "-") -> bytes:
 # ---- The API -----------------------------------------------------------------------------------------
 
 Said = Union[dict[str, Any], str]  # What becomes JSON, or text as it is.
-Answer = Union[Said, Callable[[], Said]]  # The latter has to be waited for.
 USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script "
                 "and . _ @ -, and starts with a letter or digit")
 NO_TLS = "this server speaks HTTPS: ask for https:// instead"
 NAMELESS = ("the client certificate has no common name (CN) or several, which says who you are: have another "
             "one made")
+LOST = "the database was lost in the cluster, and its data went with it: this is a new one"
+MOVED = "the database has moved to another address: use this data source from now on"
+PASSWORD_LOST = (
+    "the Secret of this user's database was deleted, and the password of the data with it: the maintainer "
+                 "can put it back; delete_db gives the data up")
+OTHER_TEMPLATE = (
+    "this user's data is on a volume, which this server's template does not have: its maintainer can start "
+                  "it with --db_template=mysql-persistent.yaml; delete_db gives the data up")
+NO_ADDRESS = (
+    "the database has no IPv4 address, and SQLFlow takes no other: its maintainer can use a template with a "
+              "Service, which has a name")
+NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: delete_db and create_db make "
+               "another one")
+FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
+           "maintainer to rename it, or to label it again if it was ours")
 NO_ROOM = "too many connections: close idle ones, or ask again later"
 
 
@@ -1043,23 +1143,28 @@ class ApiError(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-class NotReady(ApiError):
-    """Why a database is not ready at some moment."""
-
-
 class Outcome(NamedTuple):
     """What became of a request."""
 
     status: int
-    answer: Answer
+    answer: Said
     headers: dict[str, str]
     date: str
 
 
-def outcome_of(function: Callable[[], Answer]) -> Outcome:
-    """Call what a request asks for; an exception becomes the answer that says so."""
+class Asked(NamedTuple):
+    """Who asks, since when (by time.monotonic), and whether an answer is due, be it that there is none."""
+
+    client: str
+    started: float
+    late: bool
+
+
+def outcome_of(function: Callable[[], Said | None]) -> Outcome | None:
+    """Call what a request asks for, which may not know yet; an exception becomes the answer that says so."""
     try:
-        return Outcome(200, function(), {}, http_date(int(time.time())))
+        answer = function()
+        return None if answer is None else Outcome(200, answer, {}, http_date(int(time.time())))
     except ApiError as error:
         return failed(error)
     except KubectlError as error:
@@ -1083,14 +1188,40 @@ def unavailable(message: str, seconds: int = 5) -> ApiError:
     return ApiError(503, message, Retry_After=str(seconds))
 
 
+# What a client is told of a kubectl that failed, by its reason: the status, and none of its own words.
+SENTENCES: dict[str, tuple[int, str]] = {
+    "quota": (429, "the cluster's quota is used up: ask again when others have left, or ask the maintainer "
+              "for more"),
+    "policy": (502, "the cluster's policy refuses the database: its maintainer's log says which"),
+    "exists": (409, "the object exists already"),
+    "ending": (502, "the server's namespace is being deleted from the cluster: its maintainer must create it "
+               "anew"),
+    "cut": (503, "the connection to the cluster was cut: ask again"),
+    "unreachable": (503, "the cluster does not answer: ask again"),
+    "no dry run": (502, "the cluster cannot try this out: its maintainer's log says why"),
+    "invalid": (502, "the cluster refuses the database's objects as invalid: its maintainer must correct the "
+                "template"),
+    "forbidden": (502, "this server lacks a right in the cluster: its maintainer must grant it"),
+    "not found": (502, "the server's namespace is not in the cluster: its maintainer must create it"),
+    "conflict": (503, "the object was changed meanwhile: ask again"),
+    "expired": (503, "the cluster's history is being read anew: ask again"),
+    "starting": (503, "this server does not know the cluster yet: ask again"),
+    "template": (502, "the cluster refuses this server's template: its maintainer must correct it, and start "
+                 "the server again"),
+    "timeout": (503, "the cluster does not answer in time: ask again"),
+    "missing": (503, "this server cannot run kubectl: its maintainer must see to it"),
+    "failed": (502, "the cluster failed to do this: its maintainer's log says why"),
+}
+
+
 def told(error: KubectlError) -> ApiError:
-    """Return what a client is told of a kubectl that failed: none of its own words."""
-    _, message, status = REASONS[error.reason]
+    """Return what a client is told of a kubectl that failed."""
+    status, message = SENTENCES[error.reason]
     wait = {429: "60", 503: "5"}.get(status)
     return ApiError(status, message, **({"Retry_After": wait} if wait else {}))
 
 
-def route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]]:
+def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]:
     """Look a request up in the API; return its function and its parameters. Raises ApiError."""
     refuse_web_pages(request)
     name = api_name(request.path)
@@ -1115,9 +1246,9 @@ def route(request: Request) -> tuple[Callable[..., Answer], dict[str, str]]:
 
 
 def api_name(path: str) -> str:
-    """Return what a path asks for. The plug-in adds /api/ to an address that may end in a slash itself."""
-    found = re.fullmatch("/{1,2}api/(.*)", path, re.S)
-    return found[1] if found else "-"
+    """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash."""
+    path = path[1:] if path.startswith("//") else path
+    return path[len("/api/"):] if path.startswith("/api/") else "-"
 
 
 def refuse_web_pages(request: Request) -> None:
@@ -1162,7 +1293,7 @@ def read_query(query: bytes) -> dict[str, Any]:
             pairs.append((name.decode("utf-8"), value.decode("utf-8")))
         except UnicodeDecodeError:
             equals = b""
-        if not equals or re.search(rb"%(?![0-9A-Fa-f]{2})", pair):
+        if not equals or b"%" in pair and re.search(rb"%(?![0-9A-Fa-f]{2})", pair):
             raise ApiError(400, "the query is malformed: expected name=value, in UTF-8 or percent-encoded")
     refuse_repeated([name for name, _ in pairs])
     return dict(pairs)
@@ -1189,39 +1320,35 @@ def valid_user_id(text: object) -> str:
     return user_id
 
 
-def create_db(server: Server, client: str, deadline: float, user_id: str) -> Answer:
+def create_db(server: Server, asked: Asked, user_id: str) -> Said | None:
     """Answer with the user's database, made if there is none, once it takes queries."""
-    ready = server.cluster.ready(user_id, client)
-    return ready or (lambda: server.cluster.create(user_id, client, deadline))
+    return server.cluster.create(user_id, asked.client, asked.started, asked.late)
 
 
-def heart_beat(server: Server, client: str, deadline: float, user_id: str) -> Answer:
+def heart_beat(server: Server, asked: Asked, user_id: str) -> Said | None:
     """Take a beat, for a database or none, but not for another client's."""
-    return {"user_id": user_id, "status": server.cluster.beat(user_id, client)}
+    return {"user_id": user_id, **server.cluster.beat(user_id, asked.client)}
 
 
-def delete_db(server: Server, client: str, deadline: float, user_id: str) -> Answer:
+def delete_db(server: Server, asked: Asked, user_id: str) -> Said | None:
     """Remove the user's database and its data, if there is one."""
-    def delete() -> Said:
-        server.cluster.delete(user_id, client, deadline)
-        return {"user_id": user_id, "status": "absent"}
-    return delete
+    gone = server.cluster.delete(user_id, asked.client, asked.started, asked.late)
+    return {"user_id": user_id, "status": "absent"} if gone else None
 
 
-def list_db(server: Server, client: str, deadline: float) -> Answer:
+def list_db(server: Server, asked: Asked) -> Said | None:
     """List the caller's own databases."""
-    def listed() -> Said:
-        return {"databases": server.cluster.databases_of(client, deadline)}
-    return listed() if server.cluster.observed() else listed
+    databases = server.cluster.databases_of(asked.client, asked.late)
+    return None if databases is None else {"databases": databases}
 
 
-def status(server: Server, client: str, deadline: float) -> Answer:
-    """Say which version this is, since when it runs and whether the cluster answers."""
+def status(server: Server, asked: Asked) -> Said | None:
+    """Say which version runs since when, whether the cluster answers, and how many spares are ready."""
     return {"version": __version__, "uptime_seconds": int(time.monotonic() - server.started),
-            "cluster": server.cluster.status()}
+            **server.cluster.status()}
 
 
-def tell_metrics(server: Server, client: str, deadline: float) -> Answer:
+def tell_metrics(server: Server, asked: Asked) -> Said | None:
     """Return what Prometheus scrapes. It names no user and no client."""
     connections: dict[str, float] = {"handshake": len(server.strangers), "idle": len(server.idle),
                                      "busy": len(server.clients) - len(server.idle)}
@@ -1231,12 +1358,13 @@ def tell_metrics(server: Server, client: str, deadline: float) -> Answer:
         "build_info": ("version", {__version__: 1})}
     gauges: Samples = {family: {((label, value),): number for value, number in numbers.items()}
                        for family, (label, numbers) in labelled.items()}
-    gauges["cluster_synchronised"] = {(): float(server.cluster.status() == "ok")}
+    gauges["cluster_synchronised"] = {(): float(server.cluster.status()["cluster"] == "ok")}
     gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.beats_written_at}
+    gauges["log_lines_dropped_total"] = {(): LogQueue.dropped}
     return metrics.text(gauges)
 
 
-API: dict[str, tuple[str, Callable[..., Answer], tuple[str, ...]]] = {
+API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
     "create_db": ("POST", create_db, ("user_id",)),
     "heart_beat": ("GET", heart_beat, ("user_id",)),
     "delete_db": ("POST", delete_db, ("user_id",)),
@@ -1246,888 +1374,1431 @@ API: dict[str, tuple[str, Callable[..., Answer], tuple[str, ...]]] = {
 }
 
 
-# ---- What the cluster is known to hold ---------------------------------------------------------------
+# ---- The cluster: what is seen of leases and databases, and what is done about them ----------------------
 
 PREFIX = "playground.sqlflow.org/"
-USER, USER_ID, CLIENT = PREFIX + "user", PREFIX + "user-id", PREFIX + "client"
-LAST_BEAT = PREFIX + "last-heart-beat"
-# The same on what was made for the same Secret, and so for the same password; another on every other set.
-SET = PREFIX + "set"
+DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
+# Annotations, of a lease and of a Secret.
+USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE = (
+    PREFIX + name for name in ("user-id", "client", "address", "kept", "template"))
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
-RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
-# What outlives the sweep carries it: a persistent database's claim and password.
-KEEP = PREFIX + "keep"
-# In the order of creation: a pod starts with the Secret that is there, so that a Secret missing beside a
-# StatefulSet or a claim is known to have been deleted. Every template has all of them but the claim.
-KINDS = {"Secret": "secret", "PersistentVolumeClaim": "persistentvolumeclaim", "Service": "service",
-         "StatefulSet": "statefulset.apps"}
-
-
-# The rights that the server needs in its namespace; k8s_templates/playground.yaml grants them and says why.
-RIGHTS = {"statefulsets.apps": ("get", "list", "watch", "create", "patch", "delete"),
-          "services": ("get", "list", "watch", "create", "delete"),
-          "secrets": ("get", "list", "watch", "create", "delete"),
-          "pods": ("list",), "events": ("list",)}
-# With a template that has a claim.
-CLAIM_RIGHTS = {"persistentvolumeclaims": ("get", "list", "watch", "create", "delete")}
+NOBODY = "Nobody"  # Whose a spare is that is being removed: no slug has a capital.
+# By kind, the resource and its API's version, in the order of creation: a Pod starts with the Secret that is
+# there. Deleted they are the other way round: a Pod never starts again without its Secret.
+KINDS = {"Lease": ("leases", "coordination.k8s.io/v1"), "Secret": ("secrets", "v1"),
+         "PersistentVolumeClaim": ("persistentvolumeclaims", "v1"), "Service": ("services", "v1"),
+         "Pod": ("pods", "v1")}
+# The rights that the server needs in its namespace, and to what else a template has.
+# k8s_templates/playground.yaml grants them and says what for.
+RIGHTS = {"leases.coordination.k8s.io": ("get", "list", "watch", "create", "update", "patch", "delete"),
+          "secrets": ("get", "list", "watch", "create", "update", "delete"),
+          "pods": ("get", "list", "watch", "create", "delete")}
+MORE_RIGHTS = ("get", "list", "watch", "create", "delete")
 OLDEST_KUBECTL = 1, 20
 SAMPLE_DATA = "playground-sample-data"  # The ConfigMap that the templates mount, if it is there.
+SECONDS = "%Y-%m-%dT%H:%M:%S"  # RFC 3339, but for the fraction and the zone.
+# What went wrong with a request for good: asking again at once would not help. After others it is not known
+# whether the objects were made; the watches will tell.
+REFUSALS = ("quota", "policy", "invalid", "forbidden", "ending")
 
 
-def slug(user_id: str) -> str:
-    """Return the user id as a DNS label of at most 40 characters, the same for the same id only.
-
-    A StatefulSet's name may have 52 characters, since its pods carry it in a label with a hash behind
-    it: "mysql-" and 40 fit. A readable part and a hash stand for an id that is no such label.
-    """
-    if re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?", user_id) and "--" not in user_id:
-        return user_id
-    readable = re.sub(r"[^a-z0-9]+", "-", user_id.lower())[:26].strip("-") or "user"
-    return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
-
-
-def is_time(text: str) -> bool:
-    """Tell whether a text is a time as this server writes it."""
-    with contextlib.suppress(ValueError):
-        time.strptime(text, RFC_3339)
-        return True
-    return False
-
-
-REMADE = "the database was made anew: its password had been lost in the cluster, and its data went with it"
-
-
-class Seen(NamedTuple):
-    """What is kept of an object in the cluster; 1,000 databases have 3,000 of these."""
+class Lease(NamedTuple):
+    """A user's lease of a database (Kubernetes API, coordination.k8s.io/v1)."""
 
     uid: str
-    version: str
-    created: float
-    set_id: str
+    version: int
+    holder: str  # The database's id.
     user_id: str
     client: str
-    last_beat: str
-    keep: bool  # It outlives the sweep.
-    leaving: bool
-    ready: bool  # Of a StatefulSet: its pod is.
-    stopped: bool  # Of a StatefulSet: somebody scaled it to 0.
-    claims: bool  # Of a StatefulSet: its pod mounts a claim.
-    password: str  # Of a Secret; empty if it is none that SQLFlow can paste anywhere without quoting it.
-    host: str  # Of a Service.
+    renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
+    address: str  # The one that was answered.
+    kept: bool  # Its database has ended but for its volume.
+    item: dict[str, Any]
 
-    @classmethod
-    def of(cls, item: dict[str, Any]) -> Seen:
-        """Reduce an object as the API server sends it."""
-        metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
-        annotations = metadata.get("annotations") or {}
-        volumes = ((spec.get("template") or {}).get("spec") or {}).get("volumes") or ()
-        return cls(
-            uid=metadata["uid"], version=metadata["resourceVersion"],
-            created=calendar.timegm(time.strptime(metadata["creationTimestamp"], RFC_3339)),
-            set_id=annotations.get(SET, ""), user_id=annotations.get(USER_ID, ""),
-            client=annotations.get(CLIENT, ""),
-            last_beat=annotations.get(LAST_BEAT, ""), keep=KEEP in annotations,
-            leaving="deletionTimestamp" in metadata,
-            ready=status.get("readyReplicas", 0) > 0, stopped=spec.get("replicas", 1) == 0,
-            claims=any("persistentVolumeClaim" in volume for volume in volumes),
-            password=decoded((item.get("data") or {}).get("password", "")), host=spec.get("clusterIP", ""))
+
+class Secret(NamedTuple):
+    """A database's record: whose it is, its password, what it was made from."""
+
+    uid: str
+    version: int
+    user: str  # A slug; empty of a spare, NOBODY of one that goes.
+    template: str
+    password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
+    item: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A database's Pod, Service or PersistentVolumeClaim."""
+
+    uid: str
+    version: int
+    address: str
+    ready: bool
+    gone: bool  # It is being deleted, or has ended for good.
+    why: str  # It is not ready, in a sentence for a client.
+    no_room: bool  # No node has any for it.
+
+
+Seen = Union[Lease, Secret, Part]
 
 
 class Database:
-    """One user's set of objects as the watches show it, and what is under way with it here."""
+    """What the cluster is seen to hold of one database, and what is under way with it."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.name, self.kinds = name, cluster.kinds
-        self.objects: dict[str, Seen] = {}
-        self.changed = threading.Condition(cluster.lock)
-        self.waiting = 0
-        # When its user was last heard of, here or as another server wrote it down, and whether that is still
-        # to be written down. By time.monotonic: a wall clock may step, and other servers have other ones.
-        self.heard_at = time.monotonic()
+    def __init__(self, id: str, now: float) -> None:
+        self.id, self.since = id, now
+        self.objects: dict[str, Any] = {}  # By kind.
+        self.record: Secret | None = None  # The Secret as it was last seen, should it be deleted by hand.
+        self.had_pod = self.was_ready = self.made_room = False
+        self.ready_since = self.half_since = float("inf")  # Half: without its Secret or its Pod.
+        self.promised = self.going = False  # To somebody, or away, by an order of this server.
+
+    @property
+    def secret(self) -> Secret | None:
+        """Its record."""
+        return self.objects.get("Secret")
+
+    @property
+    def pod(self) -> Part | None:
+        """Its container."""
+        return self.objects.get("Pod")
+
+    def takes_queries(self) -> bool:
+        """Tell whether its container is ready, and stays."""
+        return bool(self.pod and self.pod.ready and not self.pod.gone)
+
+    def has_lost_its_password(self) -> bool:
+        """Tell whether its volume is there without its Secret, and that must never be made anew."""
+        return "PersistentVolumeClaim" in self.objects and not self.secret
+
+    def is_spare(self) -> bool:
+        """Tell whether it can be given to a user, as far as is known."""
+        free = self.secret and not self.secret.user and not self.promised and not self.going
+        return bool(free and self.pod and not self.pod.gone)
+
+
+class User:
+    """What is known of one user, and what is under way."""
+
+    def __init__(self, slug: str, now: float) -> None:
+        self.slug = slug
+        self.lease: Lease | None = None
+        self.leased_at = now  # When the lease was seen to name what it names.
+        self.ended = ""  # The uid of a lease that was ended from here; a late watch may show it once more.
+        self.order: Order | None = None  # At most one at a time.
+        self.coming = ""  # The client to whom a first lease is being given; it counts as there.
+        self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
         self.unwritten = False
-        # The password that the set of this id started with, should its Secret be deleted by hand.
-        self.remembered = ("", "")
-        # What is under way, for whom it is being created, and what was made but may not show until when.
-        self.work: Work | None = None
-        self.requested_by: tuple[str, str] | None = None
-        self.made: set[str] = set()
-        self.settles_at = 0.0
-        # Whom to tell that the database was made anew, without its data.
-        self.note_for: tuple[str, str] | None = None
-
-    def hear(self) -> None:
-        """Note that the user is there."""
-        self.heard_at, self.unwritten = time.monotonic(), True
-
-    def owner(self) -> tuple[str, str] | None:
-        """Return the user id and the client that the set belongs to, or None if there is no set."""
-        for kind in reversed(KINDS):
-            if kind in self.objects:
-                return self.objects[kind].user_id, self.objects[kind].client
-        return self.requested_by
-
-    def check(self, user_id: str, client: str) -> None:
-        """Raise ApiError 403 or 409 if there is a set and it is not this client's database for this user."""
-        owner = self.owner() or (user_id, client)
-        if owner[1] != client:
-            raise ApiError(403, "this user_id belongs to another client")
-        if owner[0] != user_id:
-            raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another "
-                                "user_id")
-
-    def leaving(self) -> bool:
-        """Tell whether some object of the set is being deleted."""
-        return any(item.leaving for item in self.objects.values())
-
-    def credentials(self) -> tuple[str, str] | None:
-        """Return the set's id and password, from its Secret or from memory, or None if none can be had."""
-        if secret := self.objects.get("Secret"):
-            return secret.set_id, secret.password
-        started = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
-        return self.remembered if started and self.remembered[1] else None
-
-    def lacking(self) -> set[str]:
-        """Return the template's kinds that the set has not. A StatefulSet without a claim needs none."""
-        unclaimed = "StatefulSet" in self.objects and not self.objects["StatefulSet"].claims
-        return set(self.kinds) - self.objects.keys() - ({"PersistentVolumeClaim"} if unclaimed else set())
-
-    def alien(self) -> list[str]:
-        """Return the kinds whose objects were not made for the set's password."""
-        set_id, _ = self.credentials() or (None, "")
-        return [kind for kind, item in self.objects.items() if item.set_id != set_id]
-
-    def last_beat(self) -> str | None:
-        """Return the time of the last heart beat (RFC 3339), or None of a database that is kept."""
-        if "StatefulSet" not in self.objects:
-            return None
-        written = self.objects["StatefulSet"].last_beat
-        if is_time(written) and not self.unwritten:
-            return written
-        return rfc3339(time.time() - time.monotonic() + self.heard_at)
-
-    def kept(self) -> bool:
-        """Tell whether all that is left is what the sweep leaves: a claim, with its data and password."""
-        found = self.objects.keys() & {"StatefulSet", "PersistentVolumeClaim"}
-        return found == {"PersistentVolumeClaim"} and not self.leaving()
-
-    def status(self) -> str:
-        """Return ready, starting or absent."""
-        if "StatefulSet" not in self.objects or self.leaving():
-            return "starting" if self.work else "absent"
-        whole = not self.lacking() and not self.alien()
-        return "ready" if whole and self.objects["StatefulSet"].ready else "starting"
-
-    def status_or_kept(self) -> str:
-        """Return the status; of one that is absent, but whose data is there, kept."""
-        return "kept" if self.kept() else self.status()
+        self.answered = ""  # The address that was told from here.
+        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
+        self.looked_at = self.gone_at = float("-inf")
+        self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
+        self.not_before = float("-inf")  # When room may have been made.
+        self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
+        self.foreign = ""  # What is in the way of a database, and not ours to touch.
+        # When a database was ordered that is not answered, from what.
+        self.asked: tuple[float, str] | None = None
+        self.counted = ""
 
 
-class Work:
-    """Something under way with a database; whoever waits for it holds on to it, and sees what comes of it."""
+class Order:
+    """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
 
-    def __init__(self, database: Database, owner: tuple[str, str], group: Group) -> None:
-        self.database, self.owner, self.group = database, owner, group
-        self.done = False
-        self.failure: ApiError | KubectlError | None = None
+    def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
+        self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
+        # Leases, and Secrets of spares that go: by who saw their version;
+        self.replaces: list[dict[str, Any]] = []
+        self.creates: list[dict[str, Any]] = []
+        self.claims: list[dict[str, Any]] = []  # Secrets of spares that are given, likewise;
+        # by kind, name, uid and version, if that is not 0;
+        self.deletes: list[tuple[str, str, str, int]] = []
+        self.ends = False  # and the database by its label.
+        self.made: list[dict[str, Any]] = []
+        self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
+
+
+class Look(NamedTuple):
+    """What is to be read afresh for a user, and what was known when that was ordered."""
+
+    user: User
+    ordered: float
+    lease: Lease | None
+    objects: dict[str, Any]
+    idle: bool  # To end the lease, if that is all there is.
+
+
+class Round:
+    """A round of the sweep while its beats are being written."""
+
+    def __init__(self, began: float, time: str) -> None:
+        self.began, self.time, self.failed = began, time, False
+        self.tried: set[str] = set()  # Slugs.
 
 
 class Group:
-    """Does the work of everyone who waits in one go, like a database's group commit.
+    """Has the work of everyone who waits done in one go, like a database's group commit.
 
-    While its workers are busy, what is submitted gathers; a worker that gets free takes up to `size`, after
-    it has waited for company for a moment. `do` notes what fails with the work that failed; what it raises
-    fails for all.
+    Who comes waits a moment for company; who comes while as many run as may is in the next group.
     """
 
-    def __init__(self, cluster: Cluster, do: Callable[[list[Work]], None], size: int,
-                 workers: int = 1) -> None:
-        self.cluster, self.do, self.size = cluster, do, size
-        self.waiting: list[Work] = []
-        self.submitted = threading.Condition(cluster.lock)
-        for _ in range(workers):
-            threading.Thread(target=self.run, name=do.__name__, daemon=True).start()
+    def __init__(self, cluster: Cluster, work: Callable[[list[Any]], Any],
+                 done: Callable[[list[Any], Any], None],
+                 size: int, most: int) -> None:
+        self.cluster, self.work, self.done, self.size, self.most = cluster, work, done, size, most
+        self.waiting: list[Any] = []
+        self.running, self.opened_at, self.joined_at, self.gathers = 0, 0.0, 0.0, False
 
-    def submit(self, database: Database, owner: tuple[str, str]) -> Work:
-        """Queue a database on which nothing is under way, for its owner. The lock must be held."""
-        work = database.work = Work(database, owner, self)
-        self.waiting.append(work)
-        self.submitted.notify()
-        return work
+    def add(self, one: Any) -> None:
+        """Have one thing done with the next group."""
+        self.joined_at = self.cluster.clock()
+        self.opened_at = self.opened_at if self.waiting else self.joined_at
+        self.waiting.append(one)
+        if not self.gathers:
+            self.gathers = True
+            self.cluster.loop.call_at(self.joined_at + GATHER_SECONDS[0], self.leave)
 
-    def run(self) -> NoReturn:
-        """Work for ever; one of these a worker."""
-        while True:
-            with self.submitted:
-                self.submitted.wait_for(lambda: self.waiting)
-            pause, end, joined = GATHER_SECONDS[0], time.monotonic() + GATHER_SECONDS[1], 0
-            while joined < min(len(self.waiting), self.size) and time.monotonic() < end:
-                joined = len(self.waiting)
-                time.sleep(pause)
-            with self.submitted:
-                group, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
-            failure: ApiError | KubectlError | None = None
-            if not group:
-                continue  # Another worker took it.
-            try:
-                self.do(group)
-            except (ApiError, KubectlError) as error:
-                failure = error
-            except Exception:
-                log.error(logfmt("group", error=traceback.format_exc()))
-                failure = KubectlError("failed")
-            with self.submitted:
-                for work in group:
-                    database, work.done, work.failure = work.database, True, work.failure or failure
-                    database.work, database.settles_at = None, time.monotonic() + SETTLE_SECONDS
-                    if work.failure or database.objects:
-                        database.requested_by = None  # Else whose it is shows with its objects, in a moment.
-                    database.changed.notify_all()
-                    self.cluster.forget(database)
+    def leave(self) -> None:
+        """Start the groups that may start, unless somebody has joined just now."""
+        joined, now = self.joined_at + GATHER_SECONDS[0], self.cluster.clock()
+        if now < min(joined, self.opened_at + GATHER_SECONDS[1]) and len(self.waiting) < self.size:
+            self.cluster.loop.call_at(joined, self.leave)
+            return
+        self.gathers = False
+        while self.waiting and self.running < self.most:
+            batch, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
+            self.running += 1
+            self.cluster.loop.start(functools.partial(self.work, batch),
+                                    functools.partial(self.finish, batch))
+
+    def finish(self, batch: list[Any], result: Any) -> None:
+        """Take up what came of a group, and start the next one."""
+        self.running -= 1
+        self.done(batch, result)
+        if self.waiting and not self.gathers:
+            self.leave()
 
 
 class Cluster:
-    """The databases in one namespace: observed by three watches, changed by groups of kubectl."""
+    """The table of one namespace: what is seen goes in, requests are answered from it, what lacks is ordered.
 
-    def __init__(self, kubectl: Kubectl, template: Template, max_databases: int,
-                 max_databases_per_client: int, idle_timeout: float, sweep_interval: float) -> None:
-        self.kubectl, self.template, self.kinds = kubectl, template, template.kinds
-        # StatefulSets first, for deleting: what is running ends before its password goes.
-        self.resources = ",".join(KINDS[kind] for kind in reversed(self.kinds))
-        self.idle_timeout, self.sweep_interval = idle_timeout, sweep_interval
-        self.max_databases, self.max_databases_per_client = max_databases, max_databases_per_client
-        self.lock = threading.RLock()
-        self.databases: dict[str, Database] = {}
-        # Why each kind is not watched and the template was not found good, of REASONS; empty when it is.
+    All of it is the loop's. It has no thread but those of the watches, which post what they read, and no
+    clock or randomness but those it is given. Whoever has to wait is asked again when the user's entry
+    changes.
+
+    How a user stands     lease, Secret and Pod                                    create_db
+    absent                no lease                                                 gives a database
+    free                  the lease names a database whose Secret is a spare's     completes the gift
+    ready, starting       lease and Secret name each other, the Pod is so          answers, waits
+    lost                  Pod gone, or the Secret another's, or both gone          points the lease at another
+    bare                  the Secret deleted by hand                               puts it back, else as lost
+    kept                  ended but for its volume                                 renews the lease
+    lacking, going        parts of a persistent database are not there, or ending  makes them, waits
+    """
+
+    def __init__(self, kubectl: Kubectl, template: Template, settings: Settings) -> None:
+        self.kubectl, self.template, self.settings = kubectl, template, settings
+        self.kinds = ["Lease", *template.kinds]
+        self.loop: Any = None  # The Server, which sets it.
+        self.clock: Callable[[], float] = time.monotonic
+        self.wall: Callable[[], float] = time.time
+        self.random = random.Random()
+        self.users: dict[str, User] = {}  # By slug.
+        self.databases: dict[str, Database] = {}  # By id.
+        # By databases' ids, the slugs of the leases that name them.
+        self.holders: dict[str, dict[str, None]] = {}
+        self.spares: dict[str, Database] = {}  # Those whose Secrets are free, and that no lease names.
+        self.by_client: dict[str, dict[str, User]] = collections.defaultdict(dict)
+        self.counts: collections.Counter[str] = collections.Counter()  # Of users, by status.
+        self.changed: dict[str, None] = {}  # Slugs of users who are to be looked at: see `settle`.
+        self.waiting: dict[str, dict[object, Step]] = {}  # By slug, who is to be asked again.
+        # Why each kind is not being watched and the template was not found good, of REASONS; empty if it is.
         self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
         self.unknown = set(self.troubles)  # Those that never were good so far.
-        self.early_beats: set[tuple[str, str]] = set()
-        self.beats_written_at = time.time()
-        self.synchronised = threading.Condition(self.lock)
-        self.creating = Group(self, self.create_group, GROUP_USERS, CREATING_KUBECTLS)
-        self.deleting = Group(self, self.delete_group, 2 * GROUP_USERS)
-        self.sweeping = Group(self, self.sweep_group, SWEPT_PER_ROUND)
-        # create_db comes after them: what it asks for is there anew, or still.
-        self.ending = (self.deleting, self.sweeping)
-        self.keeping = Group(self, self.keep_group, GROUP_USERS)
-        self.repairing = Group(self, self.repair_group, GROUP_USERS)
-        self.explaining = Group(self, self.explain_group, 2 * GROUP_USERS)
+        self.versions = dict.fromkeys(KINDS, 0)  # As far as each watch has told.
+        self.unseen: dict[str, set[str]] = {}  # By kind, what a listing has not shown yet.
+        self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
+        self.beats_at_once, self.beats_written_at = BEATS_PER_KUBECTL, self.wall()
+        self.round: Round | None = None
+        self.stopped = False
+        self.idle_since = self.clock()  # Nobody counts as idle since before this.
+        self.expected: dict[str, float] = {}  # Slugs of users whose databases start, and since when.
+        self.spares_coming, self.spares_failed, self.spare_trouble = 0, 0, ""
+        self.no_spares_before = self.room_made_at = float("-inf")
+        self.others_since: dict[str, float] = {}  # Other templates' spares, by hash,
+        # and how often those were removed.
+        self.others_removed: collections.Counter[str] = collections.Counter()
+        self.making = Group(self, self.carry_out, self.carried_out, GROUP_USERS, MAKING_KUBECTLS)
+        self.ending = Group(self, self.carry_out, self.carried_out, GROUP_USERS, 2)
+        self.looking = Group(self, self.look_at, self.looked, 2 * GROUP_USERS, 2)
 
-    def path(self, kind: str) -> str:
-        """Return the API server's path of a kind in our namespace."""
-        resource, _, group = KINDS[kind].partition(".")
-        return f"{f'/apis/{group}' if group else '/api'}/v1/namespaces/{self.kubectl.namespace}/{resource}s"
+    # -- what the API asks
 
-    def start(self) -> None:
-        """Start to observe the cluster, without waiting for it."""
-        for kind in self.kinds:
-            threading.Thread(target=self.watch, args=(kind,), name=f"watch {kind}", daemon=True).start()
-        threading.Thread(target=self.check_template, name="check template", daemon=True).start()
-        threading.Thread(target=self.sweep, name="sweep", daemon=True).start()
-
-    # -- what the API functions call
-
-    def ready(self, user_id: str, client: str) -> dict[str, Any] | None:
-        """Return the data source if the database takes queries and nothing is under way. Raises ApiError."""
-        with self.lock:
-            database = self.databases.get("mysql-" + slug(user_id))
-            if database and self.observed():
-                database.check(user_id, client)
-                if database.status() == "ready" and not database.work and not self.overdue(database):
-                    return self.answer(database, (user_id, client))
+    def create(self, user_id: str, client: str, started: float, late: bool) -> dict[str, Any] | None:
+        """Return the user's data source, or None if it is not there yet. Raises ApiError, KubectlError."""
+        if not self.known(self.kinds, late):
             return None
+        user = self.user(slug(user_id))
+        if user.lease:
+            check_owner(user.lease, user_id, client)
+            user.heard_at, user.unwritten = self.clock(), True
+        if user.failure:
+            raise user.failure[0]
+        standing = self.standing(user)
+        if standing == "ready" and not user.order:
+            if not self.overdue(user):
+                return self.answer(user)
+            self.renew(user)
+        if late:
+            raise self.why_not_ready(user)
+        if not user.order and self.clock() >= user.not_before:
+            self.advance(user, standing, user_id, client, started)
+        return None
 
-    def create(self, user_id: str, client: str, deadline: float) -> dict[str, Any]:
-        """Return the user's data source once the database takes queries. Raises ApiError, by the deadline."""
-        with self.attending(user_id, client, deadline) as (database, turns):
-            work: Work | None = None
-            for _ in turns:
-                # Why it was not ready when somebody else's time was up is no answer yet.
-                early = (work and isinstance(work.failure, NotReady)
-                         and time.monotonic() < deadline - REASON_SECONDS)
-                if work and work.failure and work.group not in self.ending and not early:
-                    raise work.failure
-                ends = database.work and database.work.group in self.ending
-                if database.status() == "ready" and not ends:
-                    if work and work.done and work.group is self.keeping or not self.overdue(database):
-                        return self.answer(database, (user_id, client))
-                    if not database.work:
-                        self.keeping.submit(database, (user_id, client))
-                elif not database.work:
-                    self.advance(database, (user_id, client), deadline)
-                work = database.work
-            raise unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
+    def advance(self, user: User, standing: str, user_id: str, client: str, started: float) -> None:
+        """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
+        lease = user.lease
+        database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
+        if standing == "absent" and database and database.has_lost_its_password():
+            standing = "bare"
+        unsure = (user.foreign or standing in ("lost", "bare", "lacking")
+                  or standing == "absent" and self.template.persistent)
+        if unsure and user.looked_at < started:
+            self.look(user)  # The watches may be late, one behind the other.
+        elif user.foreign and standing in ("absent", "lost", "bare"):
+            raise ApiError(409, user.foreign)
+        elif standing == "free":
+            self.claim(user)
+        elif standing == "kept":
+            self.renew(user)
+        elif standing == "bare" and database and database.record and database.record.user == user.slug:
+            self.put_back(user, database.record)
+        elif standing == "bare" and database and is_persistent(database.id):
+            raise ApiError(409, PASSWORD_LOST)
+        elif standing == "lacking" and not self.template.persistent:
+            raise ApiError(409, OTHER_TEMPLATE)
+        elif standing in ("absent", "lost", "bare", "lacking") and self.known(("template",), late=False):
+            never_seen = standing == "lost" and not (database and database.had_pod)
+            until = user.leased_at + HALF_MADE_SECONDS
+            if never_seen and self.clock() < until:  # Somebody is making it, or was interrupted.
+                self.loop.call_at(until, lambda: self.touch(user))
+            elif never_seen and user.looked_at < until:
+                self.look(user)  # What was read before the wait does not count.
+            else:
+                if not lease:
+                    self.check_limits(client)
+                self.give(user, user_id, client)
 
-    def delete(self, user_id: str, client: str, deadline: float) -> None:
-        """Delete the user's objects; return once the cluster took that on. Raises ApiError."""
-        with self.attending(user_id, client, deadline) as (database, turns):
-            work: Work | None = None
-            for _ in turns:
-                if work and work.done:
-                    if work.failure:
-                        raise work.failure
-                    return
-                if not work and not database.work:
-                    work = self.deleting.submit(database, (user_id, client))
+    def delete(self, user_id: str, client: str, started: float, late: bool) -> bool:
+        """Order the end of a user's database; return whether there is none. Raises ApiError, KubectlError."""
+        if not self.known(self.kinds, late):
+            return False
+        user = self.user(slug(user_id))
+        if user.lease:
+            check_owner(user.lease, user_id, client)
+        if user.failure and user.failure[1] <= self.clock():  # Else it is one of creating.
+            raise user.failure[0]
+        if user.gone_at >= started and not (user.foreign and not user.lease):
+            return True
+        if user.looked_at >= started and user.foreign and not user.lease:
+            raise ApiError(409, user.foreign)
+        if late:
             raise unavailable("the cluster did not answer in time: ask again")
+        if not user.order and user.looked_at < started:
+            self.look(user)
+        elif not user.order and user.lease:
+            self.end(user)
+        return False
 
-    def beat(self, user_id: str, client: str) -> str:
-        """Note that the user was heard; return ready, starting, absent, or unknown while the cluster is."""
-        with self.lock:
-            database = self.databases.get("mysql-" + slug(user_id))
-            if database:
-                database.check(user_id, client)
-                database.hear()
-            if not self.observed():
-                if len(self.early_beats) < MAX_EARLY_BEATS:
-                    self.early_beats.add((user_id, client))
-                return "unknown"
-            return database.status() if database else "absent"
+    def beat(self, user_id: str, client: str) -> dict[str, Any]:
+        """Remember that a user was heard; say how the database is. Raises ApiError of another client's."""
+        user = self.users.get(slug(user_id))
+        if user and user.lease:
+            check_owner(user.lease, user_id, client)
+            user.heard_at, user.unwritten = self.clock(), True
+        if self.unknown - {"template"}:
+            if len(self.early_beats) < MAX_EARLY_BEATS:
+                self.early_beats[user_id, client] = None
+            return {"status": "unknown"}
+        status = self.status_of(user) if user else "absent"
+        moved = status == "ready" and user and user.lease and self.has_moved(user,
+                                                                             self.address(user.lease.holder))
+        return {"status": "absent" if status == "kept" else status, **({"moved": True} if moved else {})}
 
-    def databases_of(self, client: str, deadline: float) -> list[dict[str, Any]]:
-        """Return the client's databases. Raises KubectlError if the cluster is not known by the deadline."""
-        with self.lock:
-            self.wait_known(self.kinds, deadline)
-            owned = {owner[0]: database for database in self.databases.values()
-                     if (owner := database.owner()) and owner[1] == client and not database.leaving()}
-            return [{"user_id": user_id, "status": database.status_or_kept(),
-                     "last_heart_beat": database.last_beat()}
-                    for user_id, database in sorted(owned.items())
-                    if database.kept() or "StatefulSet" in database.objects]
+    def databases_of(self, client: str, late: bool) -> list[dict[str, Any]] | None:
+        """Return a client's databases by user id, or None if they are not known. Raises KubectlError."""
+        if not self.known(self.kinds, late):
+            return None
+        users = [user for user in self.by_client.get(client, {}).values() if user.lease]
+        return sorted(({"user_id": user.lease.user_id if user.lease else "", "status": self.status_of(user),
+                        "last_heart_beat": self.last_beat(user)} for user in users),
+                      key=lambda one: one["user_id"])
 
-    def status(self) -> str:
-        """Return ok, or what is wrong with the cluster, in words fit for a client."""
-        with self.lock:
-            trouble = self.trouble(self.troubles)
-            return REASONS[trouble][1] if trouble else "ok"
+    def status(self) -> dict[str, Any]:
+        """Say whether the cluster answers, in words fit for a client, and how many spares are ready."""
+        trouble = self.trouble(self.troubles)
+        ready = sum(database.is_spare() and database.takes_queries() for database in self.spares.values())
+        return {"cluster": SENTENCES[trouble][1] if trouble else "ok", "spares_ready": ready,
+                **({"spares_trouble": self.spare_trouble} if self.spare_trouble else {})}
 
     def count(self) -> dict[str, float]:
-        """Return how many databases are ready, are starting, and are kept."""
-        with self.lock:
-            statuses = [database.status_or_kept() for database in self.databases.values()]
-        return {status: float(statuses.count(status)) for status in ("ready", "starting", "kept")}
+        """Return how many databases are ready, are starting, are kept, and are spare."""
+        return {**{status: float(self.counts[status]) for status in ("ready", "starting", "kept")},
+                "spare": float(len(self.spares))}
 
-    # -- one user's database
-
-    @contextlib.contextmanager
-    def attending(self, user_id: str, client: str,
-                  deadline: float) -> Iterator[tuple[Database, Iterator[None]]]:
-        """Hold the lock and a database's entry in the table; give the entry and its turns: see `turns`."""
-        with self.lock:
-            self.wait_known(self.kinds, deadline - REASON_SECONDS)
-            name = "mysql-" + slug(user_id)
-            database = self.databases.setdefault(name, Database(self, name))
-            database.waiting += 1
-            try:
-                yield database, self.turns(database, user_id, client, deadline)
-            finally:
-                database.waiting -= 1
-                self.forget(database)
-
-    def turns(self, database: Database, user_id: str, client: str, deadline: float) -> Iterator[None]:
-        """Yield at once and when something may have changed, until the deadline. Raises ApiError."""
-        while True:
-            database.check(user_id, client)
-            yield
-            now = time.monotonic()
-            moments = [moment for moment in (database.settles_at, deadline - REASON_SECONDS, deadline)
-                       if moment > now]
-            if deadline <= now:
-                return
-            database.changed.wait(min(moments) - now)
-
-    def advance(self, database: Database, owner: tuple[str, str], deadline: float) -> None:
-        """Begin what brings a set nearer to being whole, if anything. Raises ApiError 429."""
-        now, objects = time.monotonic(), database.objects
-        if now >= deadline - REASON_SECONDS:
-            self.explaining.submit(database, owner)
-        elif database.leaving() or now < database.settles_at and not database.made <= objects.keys():
-            pass  # What goes or was just made shows in the watches soon.
-        elif database.alien():
-            self.repairing.submit(database, owner)
-        elif any(item.stopped for item in objects.values()):
-            raise unavailable(
-                "the database was stopped, scaled to 0: its maintainer must scale it to 1 again", 60)
-        elif database.lacking():
-            self.wait_known(("template",), deadline - REASON_SECONDS)
-            if not database.work:
-                if not objects:
-                    self.check_quota(owner[1])
-                database.requested_by = owner
-                self.creating.submit(database, owner)
-
-    def answer(self, database: Database, owner: tuple[str, str]) -> dict[str, Any]:
-        """Return what the owner of a ready database is told. Raises ApiError 409 for a lost password."""
-        password, host = database.objects["Secret"].password, database.objects["Service"].host
-        if not password:
-            raise replaced(database)
-        # SQLFlow takes no IPv6 address, and a headless Service has none.
-        if not re.fullmatch(r"[0-9.]+", host):
-            host = f"{database.name}.{self.kubectl.namespace}.svc"
-        database.hear()
-        anew, database.note_for = database.note_for == owner, None
-        source = f"mysql://root:{password}@tcp({host}:3306)/?maxAllowedPacket=0"
-        return {"user_id": owner[0], "data_source": source,
-                **({"note": REMADE} if anew else {})}
-
-    def check_quota(self, client: str) -> None:
-        """Raise ApiError 429 if one more database would be too many."""
-        owners = [owner[1] for database in self.databases.values()
-                  if not database.leaving() and (owner := database.owner())]
-        for limit, count, whose in ((self.max_databases, len(owners), "this playground"),
-                                    (self.max_databases_per_client, owners.count(client), "one client")):
-            if 0 < limit <= count:
-                raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask "
-                                    "the maintainer for more",
-                               Retry_After="60")
-
-    def forget(self, database: Database) -> None:
-        """Drop a database's entry when there is nothing to know about it."""
-        if not (database.objects or database.waiting or database.work):
-            self.databases.pop(database.name, None)
-
-    def observed(self) -> bool:
-        """Tell whether every kind has been listed once."""
-        return self.unknown <= {"template"}
-
-    def wait_known(self, what: Iterable[str], deadline: float) -> None:
-        """Wait for the first listings of kinds, or the template's check. Raises KubectlError if they fail."""
-        while unknown := self.unknown.intersection(what):
-            trouble, remaining = self.trouble(unknown), deadline - time.monotonic()
-            if trouble != "starting" or remaining <= 0:
-                raise KubectlError(trouble)
-            self.synchronised.wait(remaining)
+    def known(self, what: Iterable[str], late: bool) -> bool:
+        """Tell whether these kinds, or the template, are known. Raises KubectlError if that has failed."""
+        unknown = self.unknown.intersection(what)
+        if unknown and (late or self.trouble(unknown) != "starting"):
+            raise KubectlError(self.trouble(unknown))
+        return not unknown
 
     def trouble(self, what: Iterable[str]) -> str:
         """Return a trouble, of REASONS, rather one that was met than "starting"; empty if there is none."""
         return max((self.troubles[one] for one in what),
                    key=lambda trouble: (trouble not in ("", "starting"), trouble))
 
-    def report(self, what: str, trouble: str) -> None:
-        """Note how a kind's watch or the template's check goes."""
-        with self.lock:
-            self.troubles[what] = trouble
-            self.unknown -= {what} if not trouble else set()
-            self.synchronised.notify_all()
+    # -- how a user stands
 
-    # -- watching (Kubernetes API Concepts, "Efficient detection of changes")
+    def user(self, slug: str) -> User:
+        """Return a user's entry."""
+        if slug not in self.users:
+            self.users[slug] = User(slug, self.clock())
+            self.changed[slug] = None  # It goes again if nothing comes of it.
+        return self.users[slug]
+
+    def standing(self, user: User) -> str:
+        """Return how a user's lease, Secret and Pod stand to each other, of STANDINGS."""
+        if not user.lease:
+            return "absent"
+        if user.lease.kept:
+            return "kept"
+        database = self.databases.get(user.lease.holder)
+        objects = database.objects if database else {}
+        if is_persistent(user.lease.holder):
+            if any(part.gone for kind, part in objects.items() if kind != "Secret"):
+                return "going"
+            if database and database.has_lost_its_password():
+                return "bare"
+            if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
+                return "lacking"
+        if not database or database.secret and database.secret.user not in ("", user.slug):
+            return "lost"
+        if database.secret and not database.secret.user:
+            return "lost" if database.going else "free"
+        if not database.pod or database.pod.gone:
+            return "lost"
+        if not database.secret:
+            return "bare"
+        settled = database.ready_since + (SERVICE_SECONDS if "Service" in objects else 0)
+        if database.takes_queries() and self.clock() < settled:
+            self.loop.call_at(settled, lambda: self.touch(user))
+        return "ready" if database.takes_queries() and self.clock() >= settled else "starting"
+
+    def status_of(self, user: User) -> str:
+        """Return what a client is told: ready, starting, kept or absent."""
+        standing = self.standing(user)
+        if standing == "absent":
+            return "starting" if user.coming else "absent"
+        return standing if standing in ("ready", "kept") else "absent" if standing == "lost" else "starting"
+
+    def answer(self, user: User) -> dict[str, Any]:
+        """Return what the owner of a ready database is told, who is heard of by that. Raises ApiError."""
+        assert user.lease
+        database, now = self.databases[user.lease.holder], self.clock()
+        address, password = self.address(database.id), database.secret.password if database.secret else ""
+        if not address or not password:
+            raise ApiError(502, NO_ADDRESS if password else NO_PASSWORD)
+        lost, moved = user.replacement == database.id, self.has_moved(user, address)
+        user.replacement, user.answered = "", address
+        if user.asked:
+            (began, origin), user.asked = user.asked, None
+            metrics.add("databases_given_total", 1, **{"from": origin})
+            metrics.add("data_source_seconds", now - began, **{"from": origin})
+        return {"user_id": user.lease.user_id,
+                "data_source": f"mysql://root:{password}@tcp({address}:3306)/?maxAllowedPacket=0",
+                **({"note": LOST if lost else MOVED} if lost or moved else {})}
+
+    def address(self, id: str) -> str:
+        """Return where a database takes queries; empty if SQLFlow takes no such address."""
+        database = self.databases[id]
+        if service := database.objects.get("Service"):
+            return service.address or f"mysql-{id}.{self.kubectl.namespace}.svc"
+        return database.pod.address if database.pod else ""
+
+    def has_moved(self, user: User, address: str) -> bool:
+        """Tell whether a database has another address than its user was told."""
+        return (user.answered or (user.lease.address if user.lease else "")) not in ("", address)
+
+    def last_beat(self, user: User) -> str:
+        """Return the time of the last heart beat (RFC 3339), as it was written if no newer one has come."""
+        if user.lease and user.lease.renewed and not user.unwritten:
+            return user.lease.renewed[:19] + "Z"
+        return rfc3339(int(self.wall() - self.clock() + user.heard_at))
+
+    def overdue(self, user: User) -> bool:
+        """Tell whether another server may be about to end a lease: nothing was written for too long."""
+        return 0 < self.settings.idle_timeout < self.clock() - user.written_at
+
+    def why_not_ready(self, user: User) -> ApiError | KubectlError:
+        """Return why a database was not ready in time."""
+        if self.clock() < user.not_before:
+            return KubectlError("quota")
+        database = self.databases.get(user.lease.holder) if user.lease else None
+        if database and database.pod and database.pod.why:
+            return unavailable(database.pod.why, 10)
+        return unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
+
+    def check_limits(self, client: str) -> None:
+        """Raise ApiError 429 if one more database would be too many."""
+        all_clients, own = sum(map(len, self.by_client.values())), len(self.by_client[client])
+        for limit, count, whose in ((self.settings.max_databases, all_clients, "this playground"),
+                                    (self.settings.max_databases_per_client, own, "one client")):
+            if 0 < limit <= count:
+                raise ApiError(429,
+                               f"{whose} may have {limit} databases: delete one with delete_db, or ask the "
+                               "maintainer for more", Retry_After="60")
+
+    def touch(self, user: User) -> None:
+        """Note that a user's entry may have changed."""
+        self.changed[user.slug] = None
+
+    def settle(self) -> None:
+        """Count users anew whose entries have changed, and ask those again who wait for them."""
+        while self.changed:
+            slug, _ = self.changed.popitem()
+            user = self.users.get(slug)
+            for step in list(self.waiting.get(slug, {}).values()):
+                step()
+            if not user:
+                continue
+            if user.failure and user.failure[1] <= self.clock():
+                user.failure = None  # Who waited has been told.
+            self.counts[user.counted] -= 1
+            user.counted = self.status_of(user)
+            self.counts[user.counted] += 1
+            if not (user.lease or user.order or user.failure or user.ended
+                    or slug in self.waiting):
+                self.counts[user.counted] -= 1
+                del self.users[slug]
+
+    def wait(self, slug: str, who: object, step: Step | None) -> None:
+        """Have somebody asked again when a user's entry changes, or not any more."""
+        if step:
+            self.waiting.setdefault(slug, {})[who] = step
+        elif slug in self.waiting:
+            self.waiting[slug].pop(who, None)
+            if not self.waiting[slug]:
+                del self.waiting[slug]
+                self.changed[slug] = None  # Nobody may want to know of this user any more.
+
+    # -- what is ordered for a user
+
+    def give(self, user: User, user_id: str, client: str) -> None:
+        """Order a database for a user: a ready spare, one that is starting, or a new one.
+
+        A lease that names what was lost is pointed at it by whoever saw its version; it is never deleted and
+        made anew, which would be two moments.
+        """
+        lease = user.lease
+        before = self.databases.get(lease.holder) if lease else None
+        spare = self.pick()
+        id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
+        there = self.databases[id].objects if id in self.databases else {}
+        record = before.record if before else None
+        had_been_ready = lease and (lease.address or before and before.was_ready)
+        if had_been_ready and not is_persistent(id) and (not record or record.user == user.slug):
+            user.replacement = id
+        order = Order(self.given, id, user)
+        address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
+        item = lease_of(user.slug, user_id, client, id, address, micro_time(self.wall()))
+        if lease and lease.holder != id:
+            item["metadata"].update(uid=lease.uid, resourceVersion=str(lease.version))
+            order.replaces.append(item)
+        elif not lease:
+            order.creates.append(item)
+        if spare and spare.secret:
+            spare.promised = True
+            order.claims.append(labelled(spare.secret.item, user.slug))
+        else:
+            order.creates += [item for item in self.template.objects_of(id, secrets.token_hex(16), user.slug,
+                                                                        user_id, client)
+                              if item["kind"] not in there]
+        origin = "new" if not spare else "spare" if spare.takes_queries() else "starting"
+        user.asked = user.asked or (self.clock(), origin)
+        user.coming = "" if lease else client
+        self.expected[user.slug] = self.clock()
+        self.by_client[client][user.slug] = user
+        self.start_order(self.making, order)
+
+    def pick(self) -> Database | None:
+        """Return a spare: a ready one at random, so that servers seldom meet, else the oldest young one."""
+        if self.template.per_user:
+            return None
+        fit = [one for one in self.spares.values() if one.is_spare() and one.secret
+               and one.secret.template == self.template.hash]
+        ready = [one for one in fit if one.takes_queries()]
+        young = [one for one in fit if self.clock() < one.since + YOUNG_SECONDS]
+        return self.random.choice(ready) if ready else min(young,
+                                                           key=lambda one: one.since) if young else None
+
+    def claim(self, user: User) -> None:
+        """Complete a lease whose database's Secret is still free: somebody began to give it."""
+        assert user.lease
+        database = self.databases[user.lease.holder]
+        assert database.secret
+        order = Order(self.given, database.id, user)
+        database.promised = True
+        order.claims.append(labelled(database.secret.item, user.slug))
+        self.start_order(self.making, order)
+
+    def put_back(self, user: User, record: Secret) -> None:
+        """Make a Secret again that was deleted by hand, with the password that its Pod or volume has."""
+        order, item = Order(self.given, "", user), labelled(record.item, user.slug)
+        item["metadata"] = {name: value for name,
+                            value in item["metadata"].items() if name not in ("uid", "resourceVersion")}
+        order.creates.append(item)
+        self.start_order(self.making, order)
+
+    def renew(self, user: User) -> None:
+        """Order that a user who is back be written down: until then another server may end what there is."""
+        assert user.lease
+        order = Order(self.given, "", user)
+        order.replaces.append(changed(user.lease.item, renewed=micro_time(self.wall())))
+        self.start_order(self.making, order)
+
+    def end(self, user: User, then: Callable[[Order], object] | None = None) -> None:
+        """Order the end of a user's lease, unless it changes meanwhile, and of the database that it names."""
+        assert user.lease
+        id = user.lease.holder
+        order = Order(then or self.gone, id, user)
+        name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
+        parts = [kind for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret") if kind in objects]
+        # Its volume stays, and the password, and the lease, which says so.
+        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
+            order.replaces.append(changed(user.lease.item, kept=True))
+            parts = parts[:-2] if "PersistentVolumeClaim" in parts else parts
+        if is_persistent(id):  # Names that are used again: by uid.
+            order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
+        elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
+            record = self.databases[id].record
+            order.ends = bool(record and record.user == user.slug)
+        if not order.replaces:  # Last: while it is there, what is left of a volume is known.
+            version = 0 if is_persistent(id) else user.lease.version
+            order.deletes.append(("Lease", name, user.lease.uid, version))
+        self.start_order(self.ending, order)
+
+    def remove(self, database: Database) -> None:
+        """Order the end of a spare, unless somebody gives it away first."""
+        if not database.secret or database.secret.user not in ("", NOBODY):
+            return
+        database.going = True
+        order = Order(self.gone, database.id)
+        order.replaces.append(labelled(database.secret.item, NOBODY))
+        order.ends = True
+        self.start_order(self.ending, order)
+
+    def destroy(self, id: str) -> None:
+        """Order the end of a database that is nobody's."""
+        order = Order(self.gone, id)
+        order.ends = True
+        self.start_order(self.ending, order)
+
+    def start_order(self, group: Group, order: Order) -> None:
+        """Have an order carried out with those of others."""
+        if order.user:
+            order.user.order = order
+        group.add(order)
+
+    def carry_out(self, orders: list[Order]) -> None:
+        """Carry orders out, as a thread.
+
+        So a lease is there before a Secret names its user, a Secret before the Pod that starts with it, and
+        what cannot be had for oneself first, since somebody has changed it, is somebody else's and stays.
+        """
+        for verb, step in (("replace", "replaces"), ("create", "creates"), ("replace", "claims")):
+            wanted = [(order, item) for order in orders if not order.failures for item in getattr(order,
+                                                                                                  step)]
+            failure, printed = KubectlError("failed"), b""
+            try:
+                if wanted:
+                    printed = self.kubectl(verb, "-f", "-", "--validate=false", "-o", "json",
+                                           reason=f"{verb} {len(wanted)} objects for {len(orders)}",
+                                           stdin=listed([item for _, item in wanted]),
+                                           hide=passwords_in(wanted))
+            except KubectlError as error:
+                printed, failure = error.printed, error
+            made = {key_of(item): item for item in documents(printed)}
+            # kubectl prints what it made and, in the order of the rest, an error for each.
+            failed = [(order, item["kind"]) for order, item in wanted if key_of(item) not in made]
+            for (order, kind), reason in zip(failed, failure.each(len(failed))):
+                order.failures.append((kind, reason))
+            for order, item in wanted:
+                order.made += [made[key_of(item)]] if key_of(item) in made else []
+        for order in orders:
+            for kind, name, uid, version in order.deletes:
+                if not order.failures:
+                    self.delete_exactly(order, kind, name, uid, version)
+        self.delete_by_label([order for order in orders if order.ends and not order.failures])
+
+    def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
+        """Delete one object unless it has become another one, or has been changed (API, DeleteOptions)."""
+        preconditions = {"uid": uid, **({"resourceVersion": str(version)} if version else {})}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
+                   "preconditions": preconditions}
+        try:
+            self.kubectl("delete", "--raw", f"{self.path(kind)}/{name}", "-f", "-",
+                         reason=f"end {kind} {name}",
+                         stdin=json.dumps(options).encode())
+        except KubectlError as error:
+            if error.reason != "not found":
+                order.failures.append((kind, error))
+
+    def delete_by_label(self, orders: list[Order]) -> None:
+        """Delete databases by their ids, which are never used twice: what is late deletes nothing else.
+
+        kubectl stops at what is refused: then each half is tried, so that a refusal fails nobody else.
+        """
+        if not orders:
+            return
+        resources = ",".join(KINDS[kind][0] for kind in ("Pod", "Service", "Secret") if kind in self.kinds)
+        selector = f"{SELECTOR},{DATABASE} in ({','.join(order.id for order in orders)})"
+        try:
+            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found",
+                         reason=f"end {len(orders)} databases")
+        except KubectlError as error:
+            if len(orders) > 1 and error.reason in REFUSALS:
+                self.delete_by_label(orders[:len(orders) // 2])
+                self.delete_by_label(orders[len(orders) // 2:])
+            else:
+                for order in orders:
+                    order.failures.append(("Pod", error))
+
+    def path(self, kind: str) -> str:
+        """Return the API server's path of a kind in our namespace."""
+        resource, version = KINDS[kind]
+        root = "apis" if "/" in version else "api"
+        return f"/{root}/{version}/namespaces/{self.kubectl.namespace}/{resource}"
+
+    def carried_out(self, orders: list[Order], crash: KubectlError | None) -> None:
+        """Take up what came of orders."""
+        for order in orders:
+            order.failures += [("", crash)] if crash else []
+            for item in order.made:
+                self.learn_item(item)
+            if order.id in self.databases:
+                self.databases[order.id].promised = False
+            if user := order.user:
+                client, user.order, user.coming = user.coming, None, ""
+                if any(item["kind"] == "Lease" for item in order.made):
+                    user.written_at = self.clock()
+                if client and not (user.lease and user.lease.client == client):
+                    self.by_client[client].pop(user.slug, None)
+                self.touch(user)
+            order.then(order)
+
+    def given(self, order: Order) -> None:
+        """Go on with a user for whom something was made; or decide what it means that something was not."""
+        user, made = order.user, {item["kind"] for item in order.made}
+        errors = dict(order.failures)
+        if not user or not errors:
+            return
+        # Of what was to be made it is the namespace that was not found.
+        quicker = ("exists", "conflict") if order.creates else ("exists", "conflict", "not found")
+        error = next((error for error in errors.values() if error.reason not in quicker), None)
+        if "Lease" in errors and made and not is_persistent(order.id):
+            self.destroy(order.id)  # Somebody else's lease came first.
+        if not error:
+            self.look(user)  # Somebody was quicker. What the watches do not show yet is read.
+            return
+        made_here = not order.claims and not is_persistent(order.id)
+        if error.reason in REFUSALS and made_here and user.lease and user.lease.holder == order.id:
+            self.end(user)  # Nothing is left that counts.
+        if error.reason == "quota" and self.make_room():
+            user.not_before = self.clock() + 1
+            self.loop.call_at(user.not_before, lambda: self.touch(user))
+        else:
+            until = self.clock() + (60 if error.reason in ("quota", "policy") else 0)
+            user.failure = error, until
+            self.loop.call_at(until, lambda: self.touch(user))
+
+    def gone(self, order: Order) -> None:
+        """Take up what came of an end."""
+        user = order.user
+        if order.id in self.databases:  # What goes takes queries no more, whatever a late watch shows.
+            self.databases[order.id].going = order.ends and not order.failures
+        if not user:
+            return
+        if not order.failures:
+            for uid in [uid for kind, _, uid, _ in order.deletes if kind == "Lease"]:
+                user.gone_at = self.clock()
+                if user.lease and user.lease.uid == uid:
+                    user.ended = uid
+                    self.learn_lease(user, None)
+        elif order.failures[0][1].reason == "conflict":
+            self.look(user)
+        elif not user.failure:
+            user.failure = order.failures[0][1], self.clock()
+
+    # -- reading afresh, where the watches may be late, each by itself
+
+    def look(self, user: User, idle: bool = False) -> None:
+        """Have what concerns a user read afresh."""
+        if not any(look.user is user for look in self.looking.waiting):
+            database = self.databases.get(user.lease.holder) if user.lease else None
+            self.looking.add(Look(user, self.clock(), user.lease, dict(database.objects) if database else {},
+                                  idle))
+
+    def look_at(self, looks: list[Look]) -> Any:
+        """Read users' leases, and then what they name, as a thread; return the objects."""
+        leases = self.read([f"leases/user-{look.user.slug}" for look in looks])
+        names = {str(item["spec"].get("holderIdentity")) for item in leases}
+        names |= {f"mysql-{look.lease.holder}" for look in looks if look.lease}
+        names |= {f"mysql-user-{look.user.slug}" for look in looks if self.template.persistent}
+        return leases + self.read([
+            f"{KINDS[kind][0]}/{name}" for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
+            if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))])
+
+    def read(self, names: list[str]) -> list[dict[str, Any]]:
+        """Read objects by resource and name; those that are not there are left out. Raises KubectlError."""
+        return list(documents(self.kubectl("get", *names, "--ignore-not-found", "-o", "json",
+                                           reason=f"read {len(names)} objects afresh"))) if names else []
+
+    def looked(self, looks: list[Look], found: Any) -> None:
+        """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
+        items = [] if isinstance(found, KubectlError) else found
+        for item in items:
+            self.learn_item(item)
+        there = {key_of(item): item for item in items}
+        for look in looks:
+            user = look.user
+            self.touch(user)
+            if isinstance(found, KubectlError):
+                user.failure = found, self.clock()
+                continue
+            id = look.lease.holder if look.lease else ""
+            keys = [("Lease", f"user-{user.slug}"), ("Secret", f"mysql-{id}"), ("Pod", f"mysql-{id}")]
+            read = there.get(keys[0])
+            # What it names now must be what was read with it.
+            if not user.lease or read and seen_of(read)[2] == user.lease.holder:
+                user.looked_at = look.ordered
+            foreign = [key for key in keys if key in there and not is_ours(there[key])]
+            user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
+            if keys[0] not in there:
+                user.gone_at = look.ordered
+                if user.lease is look.lease:
+                    self.learn_lease(user, None)
+            objects = self.databases[id].objects if id in self.databases else {}
+            for kind, seen in look.objects.items():
+                if objects.get(kind) is seen and (kind, f"mysql-{id}") not in there:
+                    self.learn(kind, f"mysql-{id}", None)
+            if look.idle and self.is_idle(user):
+                self.end(user, self.swept)
+
+    # -- heart beats and the sweep
+
+    def sweep(self) -> None:
+        """Every round write the beats, then end what was idle for too long and remove what is nobody's."""
+        self.loop.call_at(self.clock() + max(self.settings.sweep_interval, 0.1), self.sweep)
+        if self.unknown - {"template"} or self.round or self.stopped:
+            return
+        for user_id, client in self.early_beats:
+            user = self.users.get(slug(user_id))
+            if user and user.lease and (user.lease.user_id, user.lease.client) == (user_id, client):
+                user.heard_at, user.unwritten = self.clock(), True
+        self.early_beats.clear()
+        self.round = Round(self.clock(), micro_time(self.wall()))
+        self.write_beats(self.spacing())
+
+    def spacing(self) -> float:
+        """Return how old a written beat may be before a newer one is written, in seconds."""
+        return max(self.settings.sweep_interval, (self.settings.idle_timeout or 43_200) / 50)
+
+    def write_beats(self, spacing: float) -> None:
+        """Write the beats that are due, the longest unwritten first, one group after the other."""
+        assert self.round
+        now, written, tried = self.clock(), self.round.time, self.round.tried
+        due = [user for user in self.users.values() if user.unwritten and user.lease and not user.lease.kept
+               and now - user.written_at >= spacing and user.slug not in tried]
+        due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
+        if not due:
+            self.end_round()
+            return
+        for user in due:
+            user.unwritten = False  # What is heard from here on is another beat.
+            tried.add(user.slug)
+        names = [f"user-{user.slug}" for user in due]
+        self.loop.start(functools.partial(self.patch_leases, names, written),
+                        functools.partial(self.beats_written, due, spacing))
+
+    def patch_leases(self, names: list[str], renewed: str) -> KubectlError | None:
+        """Write beats into leases, as a thread; return what failed, with the names of what did not."""
+        leases = [{"apiVersion": KINDS["Lease"][1], "kind": "Lease", "metadata": {"name": name}}
+                  for name in names]
+        try:
+            self.kubectl("patch", "-f", "-", "--type=merge", "-p",
+                         json.dumps({"spec": {"renewTime": renewed}}), "-o", "name",
+                         reason=f"write {len(names)} heart beats", stdin=listed(leases))
+        except KubectlError as error:
+            return error
+        return None
+
+    def beats_written(self, due: list[User], spacing: float, failure: KubectlError | None) -> None:
+        """Take up which beats were written, and go on with the round."""
+        assert self.round
+        printed = failure.printed.decode().split() if failure else ()
+        written = {name.rpartition("/")[2] for name in printed}
+        for user in due:
+            if not failure or f"user-{user.slug}" in written:
+                user.written_at = self.clock()
+            else:
+                user.unwritten = True  # One that has gone is not in the next round.
+        if failure and failure.reason != "not found":
+            self.round.failed = True
+            if failure.reason == "timeout":  # Half as many may be written in time.
+                self.beats_at_once = max(len(due) // 2, 10)
+            return self.end_round()
+        self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
+        return self.write_beats(spacing)
+
+    def end_round(self) -> None:
+        """Look for who is idle and what is nobody's, if all beats could be written in time.
+
+        If they could not, those of other servers may not either, and who seems idle may be beating there.
+        """
+        assert self.round
+        in_time = not self.round.failed and self.clock() - self.round.began <= self.spacing()
+        self.round = None
+        if in_time and not self.stopped:
+            self.beats_written_at = self.wall()
+            self.look_around(iter([*self.users.values(), *self.databases.values()]), [], [])
+
+    def look_around(self, rest: Iterator[User | Database], idle: list[User], suspects: list[str]) -> None:
+        """Look at all users and databases, a portion in each step of the loop; then end who is idle."""
+        portion = list(itertools.islice(rest, PORTION_OBJECTS))
+        for one in portion:
+            if isinstance(one, Database):
+                suspects += [one.id] if self.is_suspect(one) else []
+            elif self.is_idle(one):
+                idle.append(one)
+            elif one.lease and not one.order and not one.lease.kept:
+                self.mend(one, one.lease)
+        if portion:
+            self.loop.post(functools.partial(self.look_around, rest, idle, suspects))
+            return
+        # Not always the same, should they fail.
+        for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
+            self.look(user, idle=True)
+        if suspects:
+            self.loop.start(functools.partial(self.find_garbage, suspects[:SUSPECTS_PER_ROUND]),
+                            self.remove_garbage)
+
+    def mend(self, user: User, lease: Lease) -> None:
+        """Write down the address that was answered; make the Pod again that a drained node took away."""
+        if is_persistent(lease.holder) and self.template.persistent and self.standing(user) == "lacking":
+            self.give(user, lease.user_id, lease.client)
+        elif user.answered not in ("", lease.address):
+            order = Order(self.given, "", user)
+            order.replaces.append(changed(lease.item, address=user.answered))
+            self.start_order(self.making, order)
+
+    def is_idle(self, user: User) -> bool:
+        """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
+        limit, since = self.settings.idle_timeout, max(user.heard_at, self.idle_since)
+        return bool(limit and user.lease and not user.lease.kept and not user.order
+                    and user.slug not in self.waiting
+                    and self.clock() - since > limit + 2 * self.spacing())
+
+    def swept(self, order: Order) -> None:
+        """Take up the end of an idle lease."""
+        if order.lease and not order.failures:
+            metrics.add("databases_swept_total")
+            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
+                            last_beat=order.lease.renewed))
+        self.gone(order)
+
+    def is_suspect(self, database: Database) -> bool:
+        """Tell whether a database looks as if it were nobody's."""
+        secret, half = database.secret, self.clock() > database.half_since + HALF_A_SPARE_SECONDS
+        if is_persistent(database.id) or database.promised:
+            return False  # Somebody's data may be in it.
+        if not secret or not secret.user:
+            return half
+        user = self.users.get(secret.user)
+        return not (user and user.lease and user.lease.holder == database.id)
+
+    def find_garbage(self, ids: list[str]) -> Any:
+        """Read what looks like nobody's, as a thread; return the ids of what is, and Secrets to be won first.
+
+        Secrets first and leases second: who gives writes them the other way round, so that no lease that
+        names a database can be missed.
+        """
+        items = {key_of(item): item
+                 for item in self.read([f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids])}
+        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids}
+        users = {user_of(secret) for secret in secrets.values()} | {slug for id in ids
+                                                                    for slug in self.holders.get(id, ())}
+        leases = self.read([f"leases/user-{user}" for user in sorted(users - {"", NOBODY})])
+        named = {item["spec"].get("holderIdentity") for item in leases}
+        nobodys = {id: secret for id, secret in secrets.items() if f"mysql-{id}" not in named}
+        return ([id for id, secret in nobodys.items() if not secret or user_of(secret)],
+                [secret for id, secret in nobodys.items() if secret and not user_of(secret)
+                 and ("Pod", f"mysql-{id}") not in items])
+
+    def remove_garbage(self, found: Any) -> None:
+        """Have what is nobody's deleted."""
+        for id in () if isinstance(found, KubectlError) else found[0]:
+            self.destroy(id)
+        for secret in () if isinstance(found, KubectlError) else found[1]:
+            self.learn_item(secret)
+            if database := self.databases.get(key_of(secret)[1].partition("-")[2]):
+                self.remove(database)
+
+    # -- spares
+
+    def tend_spares(self) -> None:
+        """Every few seconds, at random so that servers seldom meet, make spares and remove useless ones."""
+        now = self.clock()
+        self.loop.call_at(now + self.random.uniform(1, 3), self.tend_spares)
+        if self.unknown or self.trouble(self.troubles) or self.stopped:
+            return
+        others = {one.secret.template for one in self.spares.values() if one.secret} - {self.template.hash}
+        self.others_removed.update(self.others_since.keys() - others)  # Back again, they stay twice as long.
+        self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
+        mine = []
+        for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going]:
+            pod, hash = spare.pod, spare.secret.template if spare.secret else ""
+            if pod and (pod.gone or not pod.ready and (spare.was_ready or now > spare.since + SPARE_SECONDS)):
+                self.spare_failed(pod.why or "it did not stay")
+                self.remove(spare)
+            elif hash == self.template.hash:
+                mine.append(spare)
+            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** self.others_removed[hash]:
+                self.remove(spare)
+        if any(spare.takes_queries() for spare in mine):
+            self.spares_failed, self.spare_trouble = 0, ""
+        wanted = 0 if self.template.per_user else self.settings.spare_databases
+        for spare in sorted(mine, key=lambda one: one.id)[wanted:]:  # In one order, so that servers agree.
+            if now > spare.since + YOUNG_SECONDS:
+                self.remove(spare)
+        self.expected = {slug: since for slug, since in self.expected.items()
+                         if now < since + EXPECTED_SECONDS and slug in self.users and self.users[slug].asked}
+        if now >= self.no_spares_before and not (self.expected or self.making.running or self.making.waiting):
+            for _ in range(min(wanted - len(mine) - self.spares_coming,
+                               1 if self.spares_failed else SPARES_AT_ONCE)):
+                order = Order(self.spare_made, secrets.token_hex(8))
+                order.creates = self.template.objects_of(order.id, secrets.token_hex(16))
+                self.spares_coming += 1
+                self.start_order(self.making, order)
+
+    def spare_made(self, order: Order) -> None:
+        """Take up what came of making a spare."""
+        self.spares_coming -= 1
+        if order.failures:
+            self.spare_failed(SENTENCES[order.failures[0][1].reason][1])
+            if order.id in self.databases and self.databases[order.id].secret:
+                self.remove(self.databases[order.id])
+
+    def spare_failed(self, why: str) -> None:
+        """Make the next spare later, the more have failed."""
+        self.spare_trouble = why
+        metrics.add("spares_failed_total")
+        if self.clock() < self.no_spares_before:
+            return  # It is of the same attempt.
+        pause = min(60 * 2 ** self.spares_failed, 1800)
+        self.spares_failed += 1
+        self.no_spares_before = self.clock() + pause
+        log.warning(logfmt("spare", outcome="failed", reason=why, next_try_seconds=pause))
+
+    def make_room(self) -> bool:
+        """Remove a spare for a user's sake, one of least use; return whether there may be room soon."""
+        now = self.clock()
+        spares = sorted((one for one in self.spares.values() if one.is_spare()), key=lambda one: (
+            bool(one.secret and one.secret.template == self.template.hash), one.takes_queries()))
+        if spares and now > self.room_made_at + 5:  # What was removed counts until its container has ended.
+            self.room_made_at, self.no_spares_before = now, now + NO_SPARES_SECONDS
+            self.remove(spares[0])
+        return now < self.room_made_at + EXPECTED_SECONDS
+
+    # -- what is seen
+
+    def learn_item(self, item: dict[str, Any]) -> None:
+        """Take an object that was read or written, unless its watch is further: that tells everything."""
+        kind, metadata = item["kind"], item["metadata"]
+        known = max(self.versions.get(kind, 0), self.version_of(kind, metadata["name"]))
+        if kind in KINDS and is_ours(item) and int(metadata["resourceVersion"]) > known:
+            if kind in self.unseen:  # It may go before the listing that is under way comes to it.
+                self.unseen[kind].add(metadata["name"])
+            self.learn(kind, metadata["name"], seen_of(item))
+
+    def learn(self, kind: str, name: str, seen: Seen | None) -> None:
+        """Take into the table an object as it is now, or that it has gone."""
+        prefix, _, key = name.partition("-")
+        if kind == "Lease" and prefix == "user":
+            self.learn_lease(self.user(key), seen if isinstance(seen, Lease) else None)
+        elif kind != "Lease" and prefix == "mysql":
+            self.learn_part(kind, self.databases.setdefault(key, Database(key, self.clock())), seen)
+
+    def learn_lease(self, user: User, lease: Lease | None) -> None:
+        """Take a user's lease as it is now."""
+        lease = None if lease and lease.uid == user.ended else lease
+        was, now, user.lease = user.lease, self.clock(), lease
+        if was:
+            self.by_client[was.client].pop(user.slug, None)
+            self.holders.get(was.holder, {}).pop(user.slug, None)
+            if not self.holders.get(was.holder, True):
+                del self.holders[was.holder]
+        if lease:
+            self.by_client[lease.client][user.slug] = user
+            self.holders.setdefault(lease.holder, {})[user.slug] = None
+        for id in {one.holder for one in (was, lease) if one}:
+            self.index_spare(id)
+        if lease and (not was or was.holder != lease.holder):
+            user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
+        if not lease:
+            user.replacement = ""
+        elif not was or was.uid != lease.uid:
+            user.heard_at, user.written_at = now, float("-inf")  # Nobody knows when it was written.
+        elif was.renewed != lease.renewed:
+            user.heard_at = user.written_at = now
+        self.touch(user)
+
+    def learn_part(self, kind: str, database: Database, seen: Seen | None) -> None:
+        """Take one of a database's objects as it is now."""
+        now = self.clock()
+        if seen:
+            database.objects[kind] = seen
+        else:
+            database.objects.pop(kind, None)
+        secret, pod, ready = database.secret, database.pod, database.takes_queries()
+        database.record = secret or database.record
+        database.had_pod |= bool(pod)
+        database.was_ready |= ready
+        database.ready_since = min(database.ready_since, now) if ready else float("inf")
+        database.half_since = float("inf") if secret and pod else min(database.half_since, now)
+        self.index_spare(database.id)
+        if secret and secret.user and pod and pod.no_room and not database.made_room:
+            database.made_room = self.make_room() or True
+        for slug in self.holders.get(database.id, ()):
+            self.changed[slug] = None
+        if not database.objects:
+            del self.databases[database.id]
+
+    def index_spare(self, id: str) -> None:
+        """Count a database as a spare, or not: one that a lease names is on its way to somebody."""
+        database = self.databases.get(id)
+        self.spares.pop(id, None)
+        if database and database.secret and not database.secret.user and id not in self.holders:
+            self.spares[id] = database
+
+    def start(self) -> None:
+        """Start to observe the cluster, without waiting for it."""
+        for kind in self.kinds:
+            threading.Thread(target=self.watch, args=(kind,), name=f"watch {kind}", daemon=True).start()
+        self.sweep()
+        self.tend_spares()
 
     def watch(self, kind: str) -> NoReturn:
-        """Keep one kind's table what the cluster holds, as a thread: list, then watch on from there."""
+        """Tell the table what the cluster holds of a kind, as a thread: list, then watch from there on.
+
+        Kubernetes API Concepts, "Efficient detection of changes".
+        """
+        selector = SELECTOR if kind == "Lease" else f"{SELECTOR},{DATABASE}"
+        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(selector)}"
         version, pause, troubled = "", WATCH_PAUSES_SECONDS[0], False
         while True:
             started = time.monotonic()
             try:
                 if not version:
-                    version = self.take_listing(kind)
+                    version = self.list_all(kind, path)
                 elif troubled:  # That the cluster answers again shows in no watch in which nothing happens.
-                    self.kubectl("get", "--raw", f"{self.listing(kind)}&limit=1")
+                    self.kubectl("get", "--raw", f"{path}&limit=1",
+                                 reason=f"see whether it answers again: {kind}")
                 troubled = False
-                self.report(kind, "")
+                self.loop.post(functools.partial(self.report, kind, ""))
                 options = (f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true"
                            f"&timeoutSeconds={WATCH_SECONDS}")
-                for line in self.kubectl.lines("get", "--raw", self.listing(kind) + options,
+                for line in self.kubectl.lines("get", "--raw", path + options, reason=f"watch {kind}",
                                                seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
-                    version = self.take_event(line)
+                    version = self.hear(kind, line)
             except KubectlError as error:
-                log.warning(logfmt("watch", kind=kind, outcome=error.reason))
                 if error.reason == "expired":
                     version = ""
                 elif error.reason != "cut":
                     troubled = True
-                    self.report(kind, error.reason)
+                    self.loop.post(functools.partial(self.report, kind, error.reason))
             except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
                 log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
                 version = ""
-                self.report(kind, "failed")
+                self.loop.post(functools.partial(self.report, kind, "failed"))
             if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
                 pause = WATCH_PAUSES_SECONDS[0]
             else:
                 time.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
 
-    def listing(self, kind: str) -> str:
-        """Return the API server's path of our objects of a kind."""
-        return f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
-
-    def take_listing(self, kind: str) -> str:
-        """Take what the cluster holds of a kind in place of what was known; return its resourceVersion."""
-        known = self.known(self.databases.values())
-        items: list[dict[str, Any]] = []
+    def list_all(self, kind: str, path: str) -> str:
+        """Tell the table all that the cluster holds of a kind, in portions; return its resourceVersion."""
+        self.loop.post(functools.partial(self.begin_listing, kind))
         more = ""
         while True:
-            page = self.kubectl("get", "--raw", f"{self.listing(kind)}&limit={PAGE_OBJECTS}{more}")
-            metadata, found = read_page(page)
-            items += [{**item, "kind": kind} for item in found]
+            metadata, items = read_page(self.kubectl("get", "--raw", f"{path}&limit={PAGE_OBJECTS}{more}",
+                                                     reason=f"list {kind}"))
+            while portion := [(item["metadata"]["name"], seen_of({**item, "kind": kind}))
+                              for item in itertools.islice(items, PORTION_OBJECTS)]:
+                self.loop.post(functools.partial(self.take_portion, kind, portion))
             if not metadata.get("continue"):
-                break
+                self.loop.post(functools.partial(self.end_listing, kind, int(metadata["resourceVersion"])))
+                return str(metadata["resourceVersion"])
             more = f"&continue={urllib.parse.quote(metadata['continue'])}"
-        self.take(known, items, (kind,))
-        log.info(logfmt("watch", kind=kind, listed=len(items)))
-        return str(metadata["resourceVersion"])
 
-    def take_event(self, line: bytes) -> str:
-        """Take a line of a watch; return the version to go on from. Raises KubectlError if it has none."""
+    def hear(self, kind: str, line: bytes) -> str:
+        """Tell the table of a watch's line; return its resourceVersion. Raises KubectlError if none."""
         event = json.loads(line)
-        if event["type"] == "ERROR":
-            if event["object"].get("code") == 410:  # The version is no longer in the server's history.
-                raise KubectlError("expired")
-            raise KubectlError(why(str(event["object"].get("message"))))
+        item, name, seen = event["object"], "", None
+        if event["type"] == "ERROR":  # 410: the version is no longer in the server's history.
+            raise KubectlError("expired" if item.get("code") == 410 else why(str(item.get("message"))))
+        version = int(item["metadata"]["resourceVersion"])
         if event["type"] != "BOOKMARK":
-            self.observe(event["object"], event["type"] == "DELETED")
-        return str(event["object"]["metadata"]["resourceVersion"])
+            name, seen = item["metadata"]["name"], seen_of({**item, "kind": kind})
+        self.loop.post(functools.partial(self.take_event, kind, name,
+                                         None if event["type"] == "DELETED" else seen, version))
+        return str(version)
 
-    def observe(self, item: dict[str, Any], gone: bool = False) -> None:
-        """Take one object as it is now, or as it was when it went."""
-        kind, name, now = item["kind"], item["metadata"]["name"], Seen.of(item)
-        if not name.startswith("mysql-"):
-            return
-        with self.lock:
-            database = self.databases.setdefault(name, Database(self, name))
-            before = database.objects.get(kind, now)
-            if not gone:
-                database.requested_by = None if not database.work else database.requested_by
-                if before is now or (before.uid, before.last_beat) != (now.uid, now.last_beat):
-                    database.heard_at = time.monotonic()  # Made, or written down by another server, just now.
-                    if kind == "StatefulSet" and not is_time(now.last_beat):
-                        log.warning(logfmt("heart_beat", user=now.user_id, client=now.client,
-                                           last_beat=now.last_beat[:80],
-                                           reason="it is no time in RFC 3339, and is taken for now"))
-                # What was deleted from here stays so; a watch may show it alive for a moment.
-                leaving = now.leaving or before.leaving and before.uid == now.uid
-                database.objects[kind] = now._replace(leaving=leaving)
-                if now.password:
-                    database.remembered = now.set_id, now.password
-            elif before.uid == now.uid:
-                database.objects.pop(kind, None)
-            database.changed.notify_all()
-            self.forget(database)
+    def begin_listing(self, kind: str) -> None:
+        """Expect all that is known of a kind to be listed."""
+        self.unseen[kind] = {f"user-{slug}" for slug,
+                             user in self.users.items() if user.lease} if kind == "Lease" else {
+            f"mysql-{id}" for id, database in self.databases.items() if kind in database.objects}
 
-    def known(self, databases: Iterable[Database]) -> dict[Database, dict[str, Seen]]:
-        """Return what is known of databases now, before they are read."""
-        with self.lock:
-            return {database: dict(database.objects) for database in databases}
+    def take_portion(self, kind: str, portion: list[tuple[str, Seen]]) -> None:
+        """Take a part of a listing, but for what was written since."""
+        for name, seen in portion:
+            self.unseen[kind].discard(name)
+            if seen.version > self.version_of(kind, name):
+                self.learn(kind, name, seen)
 
-    def take(self, known: dict[Database, dict[str, Seen]], items: list[dict[str, Any]],
-             kinds: Iterable[str] = ()) -> None:
-        """Take a listing in place of what was known before; what the watches showed since is newer."""
-        with self.lock:
-            found = {(item["metadata"]["name"], item["kind"]): item for item in items}
-            for database, before in known.items():
-                for kind in kinds or self.kinds:
-                    item, now = found.pop((database.name, kind), None), database.objects.get(kind)
-                    if now is before.get(kind):
-                        if item:
-                            self.observe(item)
-                        elif now:
-                            del database.objects[kind]
-                            database.changed.notify_all()
-                self.forget(database)
-            for item in found.values():
-                self.observe(item)
+    def end_listing(self, kind: str, version: int) -> None:
+        """Forget what was not listed, unless it was made since."""
+        for name in self.unseen.pop(kind, ()):
+            if self.version_of(kind, name) <= version:
+                self.learn(kind, name, None)
+        self.versions[kind] = version
+        for user in self.users.values() if kind == "Lease" else ():
+            user.ended = ""
 
-    # -- groups: one kubectl for all who wait
+    def take_event(self, kind: str, name: str, seen: Seen | None, version: int) -> None:
+        """Take what a watch tells, unless it is older than what was written from here: it goes on to that."""
+        self.versions[kind] = version
+        if name and version >= self.version_of(kind, name):
+            self.learn(kind, name, seen)
+        if name and not seen and kind == "Lease":
+            self.user(name.partition("-")[2]).ended = ""
 
-    def create_group(self, group: list[Work]) -> None:
-        """Create what these users' sets lack with one kubectl, and note what fails with its work.
+    def version_of(self, kind: str, name: str) -> int:
+        """Return the version of an object that is known, or -1."""
+        key = name.partition("-")[2]
+        lease = self.users[key].lease if key in self.users else None
+        seen = lease if kind == "Lease" else self.databases[key].objects.get(
+            kind) if key in self.databases else None
+        return seen.version if seen else -1
 
-        Of several servers that create for one user at once, the one whose Secret the cluster takes decides:
-        what others made is alien to that Secret, is answered by nobody, and makes room in `repair_group`.
-        """
-        wanted: list[tuple[Work, dict[str, Any]]] = []
-        passwords = []
-        with self.lock:
-            for work in group:
-                database, (user_id, client) = work.database, work.owner
-                set_id, password = database.credentials() or (secrets.token_hex(8), secrets.token_hex(16))
-                values = {"name": database.name, "slug": slug(user_id), "user_id": user_id, "client": client,
-                          "set": set_id, "password": password, "now": rfc3339(time.time())}
-                database.made = database.lacking()
-                passwords.append(password)
-                wanted += [(work, item) for item in self.template.fill(values)
-                           if item["kind"] in database.made]
-        if not wanted:
-            return
-        self.kubectl.post(lambda: metrics.add("creations_grouped", len(group)))
-        manifest = listed([item for _, item in wanted])
-        try:
-            self.kubectl("create", "-f", "-", "--validate=false", "-o", "name", stdin=manifest,
-                         hide=passwords)
-            return
-        except KubectlError as error:
-            printed = set(error.printed.decode().split())
-            # kubectl prints the objects that it made and, in the order of the rest, an error for each.
-            failed = [(work, item) for work, item in wanted
-                      if f"{KINDS[item['kind']]}/{work.database.name}" not in printed]
-            errors = error.each(len(failed))
-        taken: list[Work] = []
-        for (work, _), failure in zip(failed, errors):
-            if failure.reason == "exists":  # Another server's; or somebody's who does not know of us.
-                taken.append(work)
-            else:
-                work.failure = work.failure or failure
-        taken = list(dict.fromkeys(taken))
-        try:
-            self.read(taken)
-        except KubectlError as error:
-            for work in taken:
-                work.failure = work.failure or error
-        # What was made beside a stranger's object is no use to anybody, if all the rest was made now.
-        if useless := [work for work in taken if work.failure and len(work.database.made) == len(self.kinds)]:
-            with contextlib.suppress(KubectlError):
-                self.remove(useless)
-
-    def read(self, group: list[Work]) -> None:
-        """Read these users' objects by name; one without our labels fails its work. Raises KubectlError."""
-        if not group:
-            return
-        known = self.known(work.database for work in group)
-        names = [f"{KINDS[kind]}/{work.database.name}" for work in group for kind in reversed(self.kinds)]
-        answer = self.kubectl("get", *names, "--ignore-not-found", "-o", "json") or b'{"items": []}'
-        items = json.loads(answer)
-        items = items.get("items", [items])
-        with self.lock:
-            ours = [item for item in items if OURS.items() <= (item["metadata"].get("labels") or {}).items()]
-            self.take(known, ours)
-            foreign = {item["metadata"]["name"]: item["kind"] for item in items if item not in ours}
-            for work in group:
-                if kind := foreign.get(work.database.name):
-                    work.failure = ApiError(409, f"the cluster has a {kind} {work.database.name} without "
-                                                 "this playground's labels: use another user_id, or ask "
-                                                 "the maintainer to rename it, or to label it again if it "
-                                                 "was ours")
-
-    def repair_group(self, group: list[Work]) -> None:
-        """Delete, by uid, what was not made for the Secret that is there: nobody knows its password."""
-        self.read(group)  # The three watches may show different moments.
-        for work in group:
-            with self.lock:
-                lost = {kind: work.database.objects[kind] for kind in work.database.alien()}
-                secret = work.database.objects.get("Secret")
-                # Beside a Secret, two servers' creating and deleting crossed, which takes no longer than one
-                # kubectl; or somebody replaced the Secret, and the data is in use.
-                if secret and any(time.time() - item.created > KUBECTL_SECONDS
-                                  for kind, item in lost.items() if kind != "Service"):
-                    work.failure = work.failure or replaced(work.database)
-                elif "PersistentVolumeClaim" in lost and not secret:
-                    work.failure = work.failure or ApiError(
-                        409, f"the Secret {work.database.name} was deleted, and the password of this user's "
-                             "data with it: the maintainer can put it back; delete_db gives the data up")
-            try:
-                for kind, item in lost.items() if not work.failure else ():
-                    log.warning(logfmt("repair", user=item.user_id, client=item.client,
-                                       deletes=f"{KINDS[kind]}/{work.database.name}", uid=item.uid, reason=
-                                       "not made for the Secret that is there; any data in it is gone"))
-                    deleted = not item.leaving and self.delete_one(work.database, kind, item)
-                    if deleted and kind == "StatefulSet":
-                        work.database.note_for = item.user_id, item.client
-            except KubectlError as error:
-                work.failure = error
-
-    def delete_one(self, database: Database, kind: str, item: Seen, **preconditions: str) -> bool:
-        """Delete an object unless it is another one; return whether it was there. Raises KubectlError."""
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
-                   "preconditions": {"uid": item.uid, **preconditions}}
-        try:
-            self.kubectl("delete", "--raw", f"{self.path(kind)}/{database.name}", "-f", "-",
-                         stdin=json.dumps(options).encode())
-        except KubectlError as error:
-            if error.reason not in ("not found", "conflict"):
-                raise
-            return False
-        self.mark_leaving(database, {kind: item.uid})
-        return True
-
-    def mark_leaving(self, database: Database, uids: dict[str, str]) -> None:
-        """Note what was deleted from here; a watch may show it alive for a moment."""
-        with self.lock:
-            database.made = set()  # Nobody waits for it to show any more.
-            database.objects = {kind: item._replace(leaving=item.leaving or item.uid == uids.get(kind))
-                                for kind, item in database.objects.items()}
-            database.changed.notify_all()
-
-    def delete_group(self, group: list[Work]) -> None:
-        """Delete many users' databases. The table may be late: whose they are is read afresh."""
-        known = self.known(work.database for work in group)
-        answer = self.kubectl("get", self.resources, "-l", in_users(group), "-o", "json")
-        self.take(known, json.loads(answer)["items"])
-        # What the watches know and the selector did not find has gone, or its label for the user was edited.
-        self.read([work for work in group if known[work.database].keys() > work.database.objects.keys()])
-        with self.lock:
-            for work in group:
-                work.database.note_for = None
-                try:
-                    work.database.check(*work.owner)
-                except ApiError as error:
-                    work.failure = work.failure or error
-        self.remove([work for work in group if not work.failure and work.database.objects])
-
-    def remove(self, group: list[Work]) -> None:
-        """Delete many users' objects that carry our labels with one kubectl. Raises KubectlError."""
-        if not group:
-            return
-        known = self.known(work.database for work in group)
-        deleted = set(self.kubectl("delete", self.resources, "-l", in_users(group), "--wait=false",
-                                   "--ignore-not-found",
-                                   "-o", "name").decode().split())
-        for database, objects in known.items():
-            found = {kind: item for kind, item in objects.items()
-                     if f"{KINDS[kind]}/{database.name}" in deleted}
-            self.mark_leaving(database, {kind: item.uid for kind, item in found.items()})
-            for kind, item in objects.items() - found.items():
-                self.delete_one(database, kind, item)
-
-    # -- heart beats and the sweep
-
-    def sweep(self) -> NoReturn:
-        """Every round write down the beats, and then have deleted what has been idle for too long."""
-        while True:
-            time.sleep(max(self.sweep_interval, 0.1))
-            try:
-                self.write_beats()
-                self.submit_idle()
-            except Exception:
-                log.error(logfmt("sweep", error=traceback.format_exc()))
-
-    def write_beats(self) -> None:
-        """Write the beats of this round into the cluster, where a restart and other servers find them."""
-        with self.lock:
-            if not self.observed():
-                return
-            for database in self.databases.values():
-                if database.owner() in self.early_beats:
-                    database.hear()
-            self.early_beats.clear()
-            heard = [database for database in self.databases.values()
-                     if database.unwritten and "StatefulSet" in database.objects]
-        if not self.write(heard):
-            self.beats_written_at = time.time()
-
-    def write(self, heard: list[Database]) -> KubectlError | None:
-        """Write beats down; return why some could not be, but for those whose StatefulSet has gone."""
-        failure: KubectlError | None = None
-        beat = f"{LAST_BEAT}={rfc3339(time.time())}"
-        for start in range(0, len(heard), BEATS_PER_KUBECTL):
-            group = {f"{KINDS['StatefulSet']}/{database.name}": database
-                     for database in heard[start:start + BEATS_PER_KUBECTL]}
-            manifest = listed([{"apiVersion": "apps/v1", "kind": "StatefulSet",
-                                "metadata": {"name": database.name}}
-                               for database in group.values()])
-            for database in group.values():
-                database.unwritten = False  # What is heard from here on is the next round's.
-            try:
-                self.kubectl("annotate", "--overwrite", "-f", "-", beat, "-o", "name", stdin=manifest)
-            except KubectlError as error:
-                for name in error.printed.decode().split():
-                    group.pop(name, None)
-                failure = failure or (None if error.reason == "not found" else error)
-                for database in group.values():  # What has gone meanwhile is not in the next round.
-                    database.unwritten = True
-        return failure
-
-    def overdue(self, database: Database) -> bool:
-        """Tell whether another server may be about to sweep a database: by what is written, it is idle."""
-        written = database.objects["StatefulSet"].last_beat
-        return bool(self.idle_timeout) and is_time(written) and (
-            time.time() - calendar.timegm(time.strptime(written, RFC_3339)) > self.idle_timeout)
-
-    def keep_group(self, group: list[Work]) -> None:
-        """Write down that the users of overdue databases are back, which until then others may sweep."""
-        with self.lock:
-            for work in group:
-                work.database.hear()
-        if failure := self.write([work.database for work in group]):
-            raise failure
-        self.read(group)  # What was swept before it has gone.
-
-    def idle(self, database: Database) -> dict[str, Seen]:
-        """Return what is to be deleted of a database whose user has not been heard of for too long."""
-        # Two rounds more: in one the other server writes its beat, and in one this server sees it.
-        limit = self.idle_timeout + 2 * self.sweep_interval
-        if not self.idle_timeout or database.waiting or time.monotonic() - database.heard_at <= limit:
-            return {}
-        kept = {kind for kind, item in database.objects.items() if item.keep}
-        # A claim's password stays with it, also one that was made from a template without a claim.
-        kept |= {"Secret"} if "PersistentVolumeClaim" in kept else set()
-        return {kind: item for kind, item in database.objects.items()
-                if kind not in kept and not item.leaving}
-
-    def submit_idle(self) -> None:
-        """Have databases deleted that are idle, and what is left of half-made ones."""
-        with self.lock:
-            idle = [database for database in self.databases.values()
-                    if not database.work and self.idle(database)]
-            # Not always the same first, should they fail.
-            for database in random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
-                self.sweeping.submit(database, database.owner() or ("", ""))
-
-    def sweep_group(self, group: list[Work]) -> None:
-        """Delete idle databases, each unless its user is heard of before the API server has deleted it."""
-        self.read(group)  # A beat counts that the watch does not show yet.
-        for work in group:
-            with self.lock:
-                doomed = {} if work.failure else self.idle(work.database)
-            # A beat that is written from here on changes the version, and saves its database.
-            stateful_set = doomed.pop("StatefulSet", None)
-            with contextlib.suppress(KubectlError):  # It is in the log, and the next round tries again.
-                if stateful_set and not self.delete_one(work.database, "StatefulSet", stateful_set,
-                                                        resourceVersion=stateful_set.version):
-                    continue
-                for kind, item in doomed.items():
-                    self.delete_one(work.database, kind, item)
-                if stateful_set or doomed:
-                    user_id, client = work.owner
-                    self.kubectl.post(lambda: metrics.add("databases_swept_total"))
-                    log.info(logfmt("sweep", user=user_id, client=client,
-                                    last_beat=stateful_set.last_beat if stateful_set else "-"))
-
-    def explain_group(self, group: list[Work]) -> None:
-        """Find out why these users' databases are not ready, with one read of pods and one of events."""
-        path = f"/api/v1/namespaces/{self.kubectl.namespace}/"
-        reasons: dict[str, ApiError] = {}  # By the database's name, or by the uid of its StatefulSet.
-
-        def get(resource: str) -> list[dict[str, Any]]:
-            answer = self.kubectl("get", "--raw", path + resource, seconds=REASON_SECONDS / 2)
-            items: list[dict[str, Any]] = json.loads(answer)["items"]
-            return items
-        with contextlib.suppress(KubectlError, ValueError, LookupError):
-            for pod in get(f"pods?labelSelector={urllib.parse.quote(in_users(group))}"):
-                name = "mysql-" + pod["metadata"]["labels"][USER]
-                reasons[name] = NotReady(503, pod_reason(pod), Retry_After="10")
-            if len(reasons) < len(group):
-                chosen = "involvedObject.kind%3DStatefulSet%2Creason%3DFailedCreate"
-                for event in get(f"events?fieldSelector={chosen}"):
-                    if re.search("try again|being deleted", event.get("message", "")):
-                        # An old pod of that name has not gone yet; Kubernetes tries again by itself.
-                        continue
-                    if "exceeded quota" in event.get("message", ""):
-                        reason = NotReady(429, REASONS["quota"][1], Retry_After="60")
-                    else:
-                        reason = NotReady(503, "the cluster refuses the database's pod: its maintainer finds "
-                                               "why with kubectl get events", Retry_After="30")
-                    reasons[event["involvedObject"]["uid"]] = reason
-        for work in group:
-            database, uids = work.database, [item.uid for item in work.database.objects.values()]
-            going = "old database has not gone yet" if database.leaving() else "database is not ready yet"
-            unknown = NotReady(503, f"the {going}: ask again, the creation goes on", Retry_After="2")
-            work.failure = next((reasons[key] for key in (database.name, *uids) if key in reasons), unknown)
+    def report(self, what: str, trouble: str) -> None:
+        """Note how a kind's watch or the template's check goes; log when the cluster is lost or known."""
+        before = self.trouble(self.troubles)
+        if not trouble and what in self.unknown:
+            self.unknown.discard(what)
+            if self.unknown == {"template"} and self.troubles["template"] == "starting":
+                self.check_template()
+        self.troubles[what] = trouble
+        after = self.trouble(self.troubles)
+        self.changed.update(dict.fromkeys(self.waiting))
+        if after != before and after:
+            log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1]))
+        elif after != before:
+            log.info(logfmt("cluster", outcome="known", databases=len(self.databases), users=len(self.users)))
 
     def check_template(self) -> None:
-        """Have the API server validate the template once: create_group skips that for speed."""
-        with self.lock:
-            self.synchronised.wait_for(self.observed)
-        manifest = listed(self.template.fill({**EXAMPLE, "now": rfc3339(0)}))
-        while "template" in self.unknown:
-            try:
-                self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true", stdin=manifest)
-                self.report("template", "")
-            except KubectlError as error:
-                # A right or room may come, and each create_db tells; a wrong template stays wrong.
-                passing = error.reason in ("quota", "forbidden", "exists")
-                self.report("template",
-                            "" if passing else "template" if error.reason == "invalid" else error.reason)
-                log.error(logfmt("template", path=self.template.path, error=error))
-                time.sleep(WATCH_SECONDS if error.reason == "invalid" else WATCH_PAUSES_SECONDS[1])
+        """Have the API server validate the template once: when databases are made it does not, for speed."""
+        manifest = listed(self.template.objects_of(**EXAMPLE))
+
+        def checked(result: Any) -> None:
+            # A wrong template stays wrong. What else was in the way may pass, and each create_db tells of it.
+            reason = result.reason if isinstance(result, KubectlError) else ""
+            if reason and reason not in TOLERATED:
+                log.error(logfmt("template", path=self.template.path, error=result))
+                pause = WATCH_SECONDS if reason == "invalid" else WATCH_PAUSES_SECONDS[1]
+                self.loop.call_at(self.clock() + pause, self.check_template)
+            troubles = {"invalid": "template", "not found": "not found", "ending": "ending"}
+            self.report("template", troubles.get(reason, ""))
+        self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
+                                             reason="check the template",
+                                             stdin=manifest), checked)
+
+    def stop(self) -> None:
+        """End nothing any more; what beats there are is written by `last_beats`."""
+        self.stopped = True
+
+    def last_beats(self) -> bool:
+        """Write the beats that are not written; return whether there are none."""
+        if not self.round and any(user.unwritten and user.lease for user in self.users.values()):
+            self.round = Round(self.clock(), micro_time(self.wall()))
+            self.write_beats(0)
+        return not self.round
+
+
+TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
+
+
+def check_owner(lease: Lease, user_id: str, client: str) -> None:
+    """Raise ApiError 403 or 409 if a lease is not this client's for this user."""
+    if lease.client != client:
+        raise ApiError(403, "this user_id belongs to another client")
+    if lease.user_id != user_id:
+        raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
+
+
+LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+
+
+def slug(user_id: str) -> str:
+    """Return the user id as a DNS label of at most 40 characters, the same for the same id only.
+
+    A readable part and a hash stand for an id that is no such label.
+    """
+    if LABEL.fullmatch(user_id) and "--" not in user_id:
+        return user_id
+    readable = re.sub(r"[^a-z0-9]+", "-", user_id.lower())[:26].strip("-") or "user"
+    return f"{readable}--{hashlib.sha256(user_id.encode()).hexdigest()[:12]}"
+
+
+def seen_of(item: dict[str, Any]) -> Seen:
+    """Reduce an object to what is kept of it. Raises LookupError, ValueError, TypeError."""
+    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+    uid, version, annotations = metadata["uid"], int(metadata["resourceVersion"]), metadata.get(
+        "annotations") or {}
+    if item["kind"] == "Lease":
+        return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
+                     annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), spec.get("renewTime") or "",
+                     annotations.get(ADDRESS, ""), KEPT in annotations, bare(item))
+    if item["kind"] == "Secret":
+        return Secret(uid, version, user_of(item), annotations.get(TEMPLATE, ""), password_in(item),
+                      bare(item))
+    conditions = {one["type"]: one for one in status.get("conditions") or ()}
+    addresses = [spec.get("clusterIP", ""), status.get("podIP", ""),
+                 *(one["ip"] for one in status.get("podIPs") or ())]
+    return Part(uid, version, next((one for one in addresses if re.fullmatch("[0-9.]+", one)), ""),
+                conditions.get("Ready", {}).get("status") == "True",
+                "deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
+                pod_reason(item) if item["kind"] == "Pod" else "",
+                conditions.get("PodScheduled", {}).get("reason") == "Unschedulable")
+
+
+def bare(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an object as it can be written again."""
+    kept = {key: value for key, value in item["metadata"].items() if key in (
+        "name", "uid", "resourceVersion", "labels", "annotations", "ownerReferences", "finalizers")}
+    return {"apiVersion": KINDS[item["kind"]][1], "kind": item["kind"], "metadata": kept,
+            **{key: item[key] for key in ("spec", "type", "data", "immutable") if key in item}}
+
+
+def changed(lease: dict[str, Any], kept: bool = False, renewed: str = "", address: str = "") -> dict[str,
+                                                                                                     Any]:
+    """Return a lease as it is to be written, by whoever saw its version."""
+    metadata, spec = lease["metadata"], lease["spec"]
+    annotations = {name: value for name, value in (metadata.get("annotations") or {}).items() if name != KEPT}
+    annotations.update({**({KEPT: "true"} if kept else {}), **({ADDRESS: address} if address else {})})
+    return {**lease, "metadata": {**metadata, "annotations": annotations},
+            "spec": {**spec, "renewTime": renewed or spec.get("renewTime")}}
+
+
+def is_ours(item: dict[str, Any]) -> bool:
+    """Tell whether an object carries this playground's labels."""
+    labels = item["metadata"].get("labels") or {}
+    return OURS.items() <= labels.items() and (item["kind"] == "Lease" or DATABASE in labels)
+
+
+def is_persistent(id: str) -> bool:
+    """Tell whether a database has its user's name, so that its volume is found; other ids have no dash."""
+    return "-" in id
+
+
+def user_of(secret: dict[str, Any] | None) -> str:
+    """Return whose a Secret is; empty if it is nobody's, or none."""
+    return str(((secret or {}).get("metadata", {}).get("labels") or {}).get(USER, ""))
+
+
+def labelled(secret: dict[str, Any], user: str) -> dict[str, Any]:
+    """Return a Secret that is a user's, to be written by whoever saw its version."""
+    item = bare(secret)
+    return {**item, "metadata": {**item["metadata"], "labels": {**(item["metadata"].get("labels") or {}),
+                                                                USER: user}}}
+
+
+def lease_of(slug: str, user_id: str, client: str, id: str, address: str, now: str) -> dict[str, Any]:
+    """Return a user's lease of a database."""
+    labels = {**OURS, "app.kubernetes.io/name": "sqlflow-playground", USER: slug}
+    return {"apiVersion": KINDS["Lease"][1], "kind": "Lease",
+            "metadata": {"name": f"user-{slug}", "labels": labels,
+                         "annotations": {USER_ID: user_id, CLIENT: client, ADDRESS: address}},
+            "spec": {"holderIdentity": f"mysql-{id}", "acquireTime": now, "renewTime": now}}
+
+
+def micro_time(seconds: float) -> str:
+    """Format seconds since 1970 as Kubernetes' MicroTime, in UTC."""
+    return time.strftime(SECONDS, time.gmtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}Z"
+
+
+def pod_reason(pod: dict[str, Any]) -> str:
+    """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
+    if "deletionTimestamp" in pod["metadata"]:
+        return ("the database's old pod does not go (Terminating): ask again; if it stays, its maintainer "
+                "finds why with kubectl describe")
+    status = pod.get("status") or {}
+    conditions = status.get("conditions") or ()
+    reasons = [one.get("reason", "") for one in conditions if one["type"] == "PodScheduled"]
+    reasons += [(container.get("state") or {}).get("waiting", {}).get("reason", "")
+                for container in status.get("containerStatuses") or ()]
+    reason = next((one for one in reasons if one not in ("", "ContainerCreating", "PodInitializing")), "")
+    if reason == "Unschedulable":
+        return "the database is not ready, since no node has room for it (Unschedulable): ask again later"
+    if reason:
+        return (f"the database is not ready, since its container does not start ({reason}): its maintainer "
+                "finds why with kubectl describe")
+    return "the database is starting: ask again, its creation goes on"
+
+
+def password_in(secret: dict[str, Any]) -> str:
+    """Return a Secret's password; empty if it is not of PASSWORD's form."""
+    with contextlib.suppress(ValueError):
+        password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode("ascii")
+        return password if PASSWORD.fullmatch(password) else ""
+    return ""
+
+
+def listed(items: list[dict[str, Any]]) -> bytes:
+    """Return objects as one List for kubectl's stdin."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
+
+
+def documents(printed: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the objects that kubectl has printed, one after the other or as a List."""
+    text, decoder, at = printed.decode(), json.JSONDecoder(), 0
+    with contextlib.suppress(ValueError):  # What was cut off in the middle.
+        while (start := text.find("{", at)) >= 0:
+            item, at = decoder.raw_decode(text, start)
+            yield from item["items"] if item["kind"] == "List" else [item]
+
+
+def key_of(item: dict[str, Any]) -> tuple[str, str]:
+    """Return what tells an object from all others of the namespace."""
+    return item["kind"], item["metadata"]["name"]
+
+
+def passwords_in(wanted: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """Return the passwords in Secrets, which kubectl's words must not show."""
+    return [item.get("stringData", {}).get("password") or password_in(item) for _,
+            item in wanted if item["kind"] == "Secret"]
 
 
 def read_page(page: bytes) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -2153,70 +2824,15 @@ def items_of(text: str) -> Iterator[dict[str, Any]]:
         yield item
 
 
-def listed(items: list[dict[str, Any]]) -> bytes:
-    """Return objects as one List for kubectl's stdin."""
-    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
-
-
-def in_users(group: list[Work]) -> str:
-    """Return the label selector of these users' objects and pods."""
-    return f"{SELECTOR},{USER} in ({','.join(work.database.name[len('mysql-'):] for work in group)})"
-
-
-def decoded(data: str) -> str:
-    """Decode a Secret's password; empty if it is not of PASSWORD's form."""
-    with contextlib.suppress(ValueError):
-        password = base64.b64decode(data).decode("ascii")
-        return password if PASSWORD.fullmatch(password) else ""
-    return ""
-
-
-def replaced(database: Database) -> ApiError:
-    """Return the 409 for a Secret that is not the one that the database started with."""
-    return ApiError(409, f"somebody replaced the Secret {database.name}, and the database may have another "
-                         "password: put the old one back, or delete_db and create_db make the database anew, "
-                         "without its data")
-
-
-def pod_reason(pod: dict[str, Any]) -> str:
-    """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
-    if "deletionTimestamp" in pod["metadata"]:
-        return ("the database's old pod does not go (Terminating): ask again; if it stays, its maintainer "
-                "finds why with kubectl describe")
-    status = pod.get("status", {})
-    reasons = [condition.get("reason", "")
-               for condition in status.get("conditions", []) if condition["type"] == "PodScheduled"]
-    reasons += [container.get("state", {}).get("waiting", {}).get("reason", "")
-                for container in status.get("containerStatuses", [])]
-    reason = next((reason for reason in reasons
-                   if reason not in ("", "ContainerCreating", "PodInitializing")), "")
-    if reason == "Unschedulable":
-        return ("the database is not ready, since no node of the cluster has room for it (Unschedulable): "
-                "ask again later")
-    if reason:
-        return (f"the database is not ready, since its container does not start ({reason}): its maintainer "
-                "finds why with kubectl describe")
-    return "the database is starting: ask again, its creation goes on"
-
-
 # ---- Templates ----------------------------------------------------------------------------------------
 
 PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
+NAME = re.compile(r"mysql-[a-z0-9-]+")  # Of a database's objects, fit to be an argument of kubectl.
 # Values no user can have, with which a template is tried.
-EXAMPLE = {"name": "mysql-example--000000000000", "slug": "example--000000000000",
-           "user_id": "an example", "client": "a client", "set": "0" * 16, "password": "0" * 32,
-           "now": "a time"}
-
-
-def lacks(expected: dict[str, Any], found: Any, path: str = "") -> Iterator[str]:
-    """Yield what of a nested dictionary is not found in another, as path: value."""
-    for key, value in expected.items():
-        inner = found.get(key) if isinstance(found, dict) else None
-        if isinstance(value, dict):
-            yield from lacks(value, inner, f"{path}{key}: ")
-        elif inner != value:
-            yield f"{path}{key}: {value}"
+EXAMPLE = {"id": "example--000000000000", "password": "0" * 32, "slug": "example--000000000000",
+           "user_id": "an example",
+           "client": "a client"}
 
 
 class Template:
@@ -2224,7 +2840,7 @@ class Template:
 
     def __init__(self, path: str) -> None:
         """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
-        self.path = path
+        self.path, self.hash = path, ""
         try:
             with open(path, encoding="utf-8") as file:
                 documents = yaml.safe_load_all(file)
@@ -2232,36 +2848,43 @@ class Template:
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
         kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
+        if sorted(map(str, kinds)) not in (["Pod", "Secret"], ["Pod", "Secret", "Service"],
+                                           ["PersistentVolumeClaim", "Pod", "Secret", "Service"]):
+            raise ValueError("must hold one Pod and one Secret, at most one Service, with it at most one "
+                             "PersistentVolumeClaim, and nothing else, but holds "
+                             + (", ".join(map(str, kinds)) or "nothing"))
         self.kinds = [kind for kind in KINDS if kind in kinds]
-        if sorted(map(str, kinds)) not in (sorted(KINDS), sorted(KINDS.keys() - {"PersistentVolumeClaim"})):
-            raise ValueError("must hold one Secret, one Service, one StatefulSet, at most one "
-                             "PersistentVolumeClaim and nothing else, but holds "
-                             f"{', '.join(map(str, kinds)) or 'nothing'}")
+        self.persistent = "PersistentVolumeClaim" in kinds
         self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
-        labels = {**OURS, USER: "${slug}"}
-        metadata = {"name": "${name}", "labels": labels,
-                    "annotations": {USER_ID: "${user_id}", CLIENT: "${client}", SET: "${set}"}}
-        kept = {"metadata": {"annotations": {KEEP: "true"}}} if "PersistentVolumeClaim" in kinds else {}
-        more: dict[str, Any] = {
-            "Secret": {"stringData": {"password": "${password}"}, **kept}, "PersistentVolumeClaim": kept,
-            "Service": {"spec": {"selector": labels}},
-            "StatefulSet": {"metadata": {"annotations": {LAST_BEAT: "${now}"}},
-                            "spec": {"selector": {"matchLabels": labels},
-                                     "template": {"metadata": {"labels": labels}}}}}
         for item in self.objects:
-            for lack in (*lacks({"metadata": metadata}, item), *lacks(more[item["kind"]], item)):
-                raise ValueError(f"lacks in its {item['kind']}: {lack}")
+            if (item.get("metadata") or {}).get("name") != "${name}":
+                raise ValueError(f"lacks in its {item['kind']}: metadata: name: ${{name}}")
+        if (self.objects[0].get("stringData") or {}).get("password") != "${password}":
+            raise ValueError("lacks in its Secret: stringData: password: ${password}")
         try:
-            json.dumps(self.fill(EXAMPLE), allow_nan=False)
+            text = json.dumps(self.objects, sort_keys=True, allow_nan=False)
+            self.objects_of(**EXAMPLE)
         except KeyError as error:
-            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are "
-                             f"{', '.join(EXAMPLE)}") from error
+            raise ValueError(
+                f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, password, slug, "
+                             "user_id and client") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"has a value that JSON does not know, such as a date without quotes: {error}") from error
+        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+        # Made for its user: nobody else can be given it, so that there are no spares.
+        self.per_user = self.persistent or bool({"slug", "user_id",
+                                                 "client"} & set(PLACEHOLDER.findall(text)))
 
-    def fill(self, values: dict[str, str]) -> list[dict[str, Any]]:
-        """Return the objects with their placeholders filled in. Raises KeyError for an unknown one."""
+    def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "",
+                   client: str = "") -> list[dict[str, Any]]:
+        """Return the objects of a database, a user's or a spare, with what the server itself relies on.
+
+        Raises KeyError for a placeholder that is not known.
+        """
+        values = {"name": f"mysql-{id}", "database": id, "password": password, "slug": slug,
+                  "user_id": user_id, "client": client}
+
         def filled(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: filled(inner) for key, inner in value.items()}
@@ -2269,45 +2892,37 @@ class Template:
                 return [filled(inner) for inner in value]
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
+        for item in objects:
+            metadata, whose = item["metadata"], {USER: slug} if slug and item["kind"] == "Secret" else {}
+            metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id, **whose}
+            if item["kind"] == "Secret":
+                metadata["annotations"] = {**(metadata.get("annotations") or {}), TEMPLATE: self.hash}
         return objects
 
 
 # ---- kubectl ------------------------------------------------------------------------------------------
 
-# Reasons for which kubectl fails: how its words show it (the first that fits), and what a client is
-# told. kubectl's own words go to the log only.
-REASONS: dict[str, tuple[str, str, int]] = {
-    "quota": (r"exceeded quota",
-              "the cluster's quota is used up: ask again when others have left, or ask the maintainer for "
-              "more", 429),
-    "exists": (r"\(AlreadyExists\)", "the object exists already", 409),
-    "ending": (r"because it is being terminated",
-               "the server's namespace is being deleted from the cluster: its maintainer must create it anew",
-               502),
-    "cut": (r"unexpected EOF|GOAWAY|connection lost",
-            "the connection to the cluster was cut: ask again", 503),
-    "unreachable": (r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|"
-                    r"TLS handshake timeout|deadline exceeded|no such host|no route to host|connection reset|"
-                    r": EOF|stream error|"
-                    r"x509:|failed to download openapi|unable to handle the request|"
-                    r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
-                    "the cluster does not answer: ask again", 503),
-    "invalid": (r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
-                "the cluster refuses the database's objects as invalid: its maintainer must correct the "
-                "template", 502),
-    "forbidden": (r"\((Forbidden|Unauthorized)\)|must be logged in",
-                  "this server lacks a right in the cluster: its maintainer must grant it", 502),
-    "not found": (r"\(NotFound\)",
-                  "the server's namespace is not in the cluster: its maintainer must create it", 502),
-    "conflict": (r"\(Conflict\)", "the object was changed meanwhile: ask again", 503),
-    "expired": (r"\((Expired|Gone)\)", "the cluster's history is being read anew: ask again", 503),
-    "starting": (r"(?!)", "this server does not know the cluster yet: ask again", 503),
-    "template": (r"(?!)",
-                 "the cluster refuses this server's template: its maintainer must correct it, and start the "
-                 "server again", 502),
-    "timeout": (r"(?!)", "the cluster does not answer in time: ask again", 503),
-    "missing": (r"(?!)", "this server cannot run kubectl: its maintainer must see to it", 503),
-    "failed": (r"", "the cluster failed to do this: its maintainer's log says why", 502),
+# Reasons for which kubectl fails, and how its words show it: the first that fits. SENTENCES has what a client
+# is told; kubectl's own words go to the log only. What has no pattern is found out elsewhere.
+REASONS = {
+    "quota": r"exceeded quota",
+    "forbidden": r"cannot \w+ resource|\(Unauthorized\)|must be logged in",
+    "exists": r"\(AlreadyExists\)",
+    "ending": r"because it is being terminated",
+    # What else is forbidden is so by admission: LimitRange, PodSecurity, a webhook.
+    "policy": r"\(Forbidden\)|admission webhook .* denied|denied request|error looking up service account",
+    "cut": r"unexpected EOF|GOAWAY|connection lost",
+    "unreachable": r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|"
+                   r"TLS handshake timeout|deadline exceeded|no such host|no route to host|connection reset|"
+                   r": EOF|stream error|x509:|"
+                   r"failed to download openapi|unable to handle the request|"
+                   r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
+    "no dry run": r"does not support dry run",
+    "invalid": r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
+    "not found": r"\(NotFound\)",
+    "conflict": r"\(Conflict\)",
+    "expired": r"\((Expired|Gone)\)",
+    "failed": r"",
 }
 
 
@@ -2332,7 +2947,7 @@ class KubectlError(Exception):
 
 def why(words: str) -> str:
     """Return the reason, of REASONS, that kubectl's words show."""
-    return next(reason for reason, (pattern, _, _) in REASONS.items() if re.search(pattern, words))
+    return next(reason for reason, pattern in REASONS.items() if re.search(pattern, words))
 
 
 class Kubectl:
@@ -2351,29 +2966,29 @@ class Kubectl:
         self.stopped = False
         self.post: Callable[[Step], object] = lambda step: step()  # Server.post, once there is a loop.
 
-    def __call__(self, *arguments: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS,
+    def __call__(self, *arguments: str, reason: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS,
                  hide: Sequence[str] = ()) -> bytes:
         """Run kubectl to its end and return what it prints; see `stream`."""
         printed: list[bytes] = []
         try:
-            printed.extend(self.stream(arguments, stdin, seconds, hide))
+            printed.extend(self.stream(arguments, reason, stdin, seconds, hide))
         except KubectlError as error:
             raise KubectlError(error.reason, error.words, b"".join(printed)) from error
         return b"".join(printed)
 
-    def lines(self, *arguments: str, seconds: float) -> Iterator[bytes]:
+    def lines(self, *arguments: str, reason: str, seconds: float) -> Iterator[bytes]:
         """Run kubectl and yield the lines that it prints, as they come; see `stream`."""
         rest = b""
-        for data in self.stream(arguments, b"", seconds, ()):
+        for data in self.stream(arguments, reason, b"", seconds, ()):
             *lines, rest = (rest + data).split(b"\n")
             yield from lines
 
-    def stream(self, arguments: Sequence[str], stdin: bytes, seconds: float,
+    def stream(self, arguments: Sequence[str], reason: str, stdin: bytes, seconds: float,
                hide: Sequence[str]) -> Iterator[bytes]:
         """Run kubectl and yield what it prints, as it comes. Every kubectl of this server runs here.
 
-        `seconds` is its time limit and `hide` the passwords that its words must not show. Raises
-        KubectlError when it fails or the time is up.
+        `reason` is what it is run for, `seconds` its time limit and `hide` the passwords that its words must
+        not show. Raises KubectlError when it fails or the time is up.
         """
         started, outcome, said = time.monotonic(), "ok", ""
         try:
@@ -2406,14 +3021,13 @@ class Kubectl:
         except (OSError, RuntimeError) as error:  # No process, file or memory to be had.
             outcome, said = "missing", str(error)
         said, taken = strike_out(said, hide), time.monotonic() - started
-        named = (argument for argument in arguments[1:] if argument[0] != "-" and argument != "name")
-        target, _, query = next(named, "-").partition("?")
-        verb = "watch" if "&watch=1" in query else arguments[0]
+        verb = "watch" if any("&watch=1" in argument for argument in arguments) else arguments[0]
         self.post(lambda: metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome))
-        expected = self.stopped or outcome in ("ok", "exists", "not found", "conflict")
-        log.log(logging.INFO if expected else logging.WARNING, logfmt(
-            "kubectl", verb=verb, target=target, outcome=outcome, ms=taken * 1000,
-            **({"said": said} if said else {})))
+        if not self.stopped:
+            expected = outcome in ("ok", "exists", "not found", "conflict", "cut")
+            log.log(logging.INFO if expected else logging.WARNING, logfmt(
+                "kubectl", verb=verb, reason=reason, outcome=outcome, ms=taken * 1000,
+                **({"said": said} if said else {})))
         if outcome != "ok":
             raise KubectlError(outcome, said)
 
@@ -2667,11 +3281,12 @@ def logfmt(event: str, **fields: object) -> str:
 class LogQueue(logging.Handler):
     """Has a thread write the log: a file that nobody reads fills the queue, and keeps nobody waiting."""
 
+    dropped = 0  # By all of this process, of which there is one.
+
     def __init__(self, file: int) -> None:
         super().__init__()
         self.file = file
         self.lines: collections.deque[str] = collections.deque()
-        self.dropped = 0
         self.written = 0.0  # When all was, by time.monotonic.
         self.wanted = threading.Event()
         threading.Thread(target=self.write, name="log", daemon=True).start()
@@ -2679,7 +3294,7 @@ class LogQueue(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a line, with the time in UTC, or count it as dropped."""
         if len(self.lines) >= MAX_LOG_LINES:
-            self.dropped += 1
+            LogQueue.dropped += 1
         else:
             self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} "
                               f"event={record.getMessage()}\n")
@@ -2695,8 +3310,8 @@ class LogQueue(logging.Handler):
             self.wanted.clear()
             while self.lines:
                 lines = [self.lines.popleft() for _ in range(min(len(self.lines), 100))]
-                if not self.lines and self.dropped > told:
-                    told, now = self.dropped, rfc3339(int(time.time()))
+                if LogQueue.dropped > told:
+                    told, now = LogQueue.dropped, rfc3339(int(time.time()))
                     lines.append(f"time={now} level=WARNING event=log dropped={told} "
                                  'reason="nobody read the log in time"\n')
                 data = "".join(lines).encode("utf-8", "backslashreplace")
@@ -2716,7 +3331,7 @@ class LogQueue(logging.Handler):
 @functools.lru_cache(16)  # A second's log lines share it.
 def rfc3339(seconds: float) -> str:
     """Format seconds since 1970 as RFC 3339 in UTC."""
-    return time.strftime(RFC_3339, time.gmtime(seconds))
+    return time.strftime(SECONDS + "Z", time.gmtime(seconds))
 
 
 class Family(NamedTuple):
@@ -2737,6 +3352,11 @@ FAMILIES = {
     "creations_grouped": Family("histogram", "Users whose databases one kubectl created.",
                                 (1, 2, 5, 10, 20, 50)),
     "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
+    "spares_failed_total": Family("counter", "Spares that could not be made or did not stay ready."),
+    "databases_given_total": Family("counter", "Databases given to users, from what."),
+    "data_source_seconds": Family("histogram",
+                                  "Time from the order of a user's database to its data source, from what.",
+                                  (0.1, 0.2, 0.5, 1, 2, 5, 10, 18)),
     "connections": Family("gauge", "Open connections."),
     "databases": Family("gauge", "Databases in the namespace."),
     "cluster_synchronised": Family(
@@ -2763,9 +3383,10 @@ class Metrics:
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
-        buckets = FAMILIES[family].buckets
-        cells = self.values[family].setdefault(tuple(labels.items()),
-                                               [0.0] * (len(buckets) + 2 if buckets else 1))
+        buckets, key = FAMILIES[family].buckets, tuple(labels.items())
+        cells = self.values[family].get(key)
+        if not cells:
+            cells = self.values[family][key] = [0.0] * (len(buckets) + 2 if buckets else 1)
         cells[-1] += value
         if buckets:
             cells[bisect.bisect_left(buckets, value)] += 1
@@ -2796,6 +3417,9 @@ class Metrics:
 metrics = Metrics()
 # Prometheus sees a counter grow only from a value that it has seen: these are 0 before they happen.
 metrics.add("databases_swept_total", 0)
+metrics.add("spares_failed_total", 0)
+for origin in ("spare", "starting", "new"):
+    metrics.add("databases_given_total", 0, **{"from": origin})
 for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
     metrics.add("requests_total", 0, api=api, status=str(result))
 
@@ -2824,6 +3448,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line."""
         raise Refusal(message, "see --help")
+
+
+class Settings(NamedTuple):
+    """The options that are the cluster's, as on the command line."""
+
+    max_databases: int
+    max_databases_per_client: int
+    idle_timeout: float
+    sweep_interval: float
+    spare_databases: int
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -2860,6 +3494,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT,
            "connections of one client at once; 0 for no limit",
            type=limit)
+    option("spare_databases", None, "databases kept running without a user, for the next ones to come",
+           shown="1; 0 if the template is made for its user", type=limit)
     option("ready_file", "", "file that is made once the cluster is known, for a readiness probe",
            shown="none")
     parser.add_argument("--check", action="store_true",
@@ -2915,7 +3551,7 @@ def find_namespace(options: argparse.Namespace) -> str:
         if not namespace or options.context:  # Which must be there.
             own = Kubectl(options.kubectl, options.context, "")(
                 "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}",
-                seconds=5).decode()
+                reason="find the namespace", seconds=5).decode()
             namespace = namespace or own
     except KubectlError as error:
         # There is none in a pod, which is no error.
@@ -2950,7 +3586,7 @@ def check(options: argparse.Namespace) -> int:
             return None
 
     def ask(*arguments: str, stdin: bytes = b"") -> str:
-        return kubectl(*arguments, stdin=stdin).decode().strip()
+        return kubectl(*arguments, reason="check", stdin=stdin).decode().strip()
 
     def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "") -> str:
         try:
@@ -2990,25 +3626,19 @@ def check(options: argparse.Namespace) -> int:
     if not version:
         return 1
     say(f"the cluster is Kubernetes {json.loads(version)['gitVersion']}")
-    claims = template and "PersistentVolumeClaim" in template.kinds
-    for kind, verbs in {**RIGHTS, **(CLAIM_RIGHTS if claims else {})}.items():
-        for verb in verbs:
-            problem = ""
-            try:
-                ask("auth", "can-i", verb, kind)
-            except KubectlError as error:
-                # To say no is a failure to kubectl.
-                problem = told(error).message
-                if error.reason == "failed":
-                    problem = "grant it, as k8s_templates/playground.yaml does"
-            say(f"right to {verb} {kind}", problem)
+    more = [KINDS[kind][0] for kind in (template.kinds if template else ()) if kind not in ("Secret", "Pod")]
+    rights = [(verb, name) for name, verbs in {**RIGHTS, **dict.fromkeys(more, MORE_RIGHTS)}.items()
+              for verb in verbs]
+    for (verb, name), review in zip(rights, reviews_of(rights, kubectl, say)):
+        say(f"right to {verb} {name}", "" if review["status"].get("allowed") else
+            "grant it, as k8s_templates/playground.yaml does")
     made = template and attempt(
         f"namespace {kubectl.namespace} takes the objects of {template.path}",
         "create", "-f", "-", "--dry-run=server", "--validate=true", "-o",
         "jsonpath={.metadata.creationTimestamp} ",
-        stdin=listed(template.fill({**EXAMPLE, "now": rfc3339(0)})))
+        stdin=listed(template.objects_of(**EXAMPLE)))
     if made:
-        off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], RFC_3339)))
+        off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], SECONDS + "Z")))
         say("clock", "" if off < 60 else f"it is {off:.0f} s off the cluster's; let NTP set it")
     else:
         print("-      clock: not looked at, since the cluster took nothing that would tell its own")
@@ -3030,12 +3660,44 @@ def check(options: argparse.Namespace) -> int:
             say(f"quota {item['metadata']['name']}: "
                 + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
+            room = databases_in(limits, template) if template else None
+            if room is not None:
+                wanted = options.max_databases + (options.spare_databases or 0)
+                problem = f"--max_databases and --spare_databases are {wanted}: raise it, or lower them"
+                say(f"quota {item['metadata']['name']} has room for {room} databases",
+                    problem if room < wanted else "")
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return 1 if wrong else 0
 
 
+def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
+               say: Callable[..., None]) -> list[dict[str, Any]]:
+    """Ask the API server about rights, in one process (Kubernetes API, SelfSubjectAccessReview)."""
+    reviews = [{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {
+        "namespace": kubectl.namespace, "verb": verb, "resource": resource.partition(".")[0],
+        "group": resource.partition(".")[2]}}} for verb, resource in rights]
+    try:
+        return list(documents(kubectl("create", "-f", "-", "-o", "json", "--validate=false", reason="check",
+                                      stdin=listed(reviews))))
+    except KubectlError as error:
+        say("rights", told(error).message)
+        return []
+
+
 UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
+
+
+def databases_in(hard: dict[str, str], template: Template) -> int | None:
+    """Return how many databases a quota allows (Kubernetes, "Resource Quotas"), or None if any number."""
+    needs: collections.Counter[str] = collections.Counter(pods=1, secrets=1)
+    for container in template.objects[-1]["spec"]["containers"]:
+        for what, amounts in (container.get("resources") or {}).items():
+            for name, amount in amounts.items():
+                needs[f"{what}.{name}"] += quantity(str(amount))  # type: ignore[assignment]
+    rooms = [int(quantity(hard[name]) // needs[name]) for name in needs.keys() & hard.keys()]
+    return min(rooms, default=None)
 
 
 def quantity(text: str) -> float:
@@ -3074,6 +3736,11 @@ def run(options: argparse.Namespace) -> int:
     if options.check:
         return check(options)
     template, tls_files = find_template(options), find_tls_files(options)
+    if options.spare_databases is None:
+        options.spare_databases = 0 if template.per_user else 1
+    if options.spare_databases and template.per_user:
+        raise Refusal(f"--spare_databases {options.spare_databases} and {template.path}, which is made for "
+                      "its user, exclude each other", "leave one of them out")
     load_tls(tls_files)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
@@ -3089,15 +3756,14 @@ def run(options: argparse.Namespace) -> int:
     # No line shows these, which take as long to find out as to write (the logging HOWTO's Optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    cluster = Cluster(kubectl, template, options.max_databases, options.max_databases_per_client,
-                      options.idle_timeout, options.sweep_interval)
+    cluster = Cluster(kubectl, template,
+                      Settings(**{name: getattr(options, name) for name in Settings._fields}))
     try:
         server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client,
                         options.ready_file)
     except (OSError, OverflowError) as error:
         raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
                       "name an address of this machine and a free port") from error
-    kubectl.post = server.post
     signal.set_wakeup_fd(server.bell.fileno(), warn_on_full_buffer=False)  # Or the loop would not hear of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end(server))
@@ -3113,10 +3779,6 @@ def run(options: argparse.Namespace) -> int:
     for name in server.tls.unlisted:
         log.warning(logfmt("tls", file=options.crl, lacks=name, remedy=UNLISTED))
     server.serve_forever()
-    with contextlib.suppress(RuntimeError):  # Without a thread to be had these beats are lost.
-        beats = threading.Thread(target=cluster.write_beats, daemon=True)
-        beats.start()
-        beats.join(max(server.stop_at - time.monotonic(), 0) + LAST_BEATS_SECONDS)
     server.refusals.flush(everything=True)
     kubectl.stop()
     lines.flush_for(1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -13,19 +16,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import yaml
 
+from devcluster.addresses import Range
 from devcluster.controllers import Controllers
 from devcluster.http import Server
 from devcluster.node import Node
 from devcluster.services import Proxy
-from devcluster.statefulsets import StatefulSets
 from devcluster.store import Store
+
+PREFIX = "devcluster-"  # What the folders are called that are made here.
+# Between making a lock and taking it no more time passes than this.
+LOCK_SECONDS = 2.0
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT; return the exit status."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="devcluster", description="A Kubernetes API in one process, on loopback.")
     parser.add_argument("--port", type=int, default=0, help="TCP port of 127.0.0.1 (default: any free one)")
@@ -35,30 +43,34 @@ def main() -> int:
                         help="run no databases: every pod is ready after a second")
     options = parser.parse_args()
     os.umask(0o077)
-    state = os.path.abspath(options.state) if options.state else tempfile.mkdtemp(prefix="devcluster-")
+    state = os.path.abspath(options.state) if options.state else ""
     # Any thread may be given the signal, and would not wake this one from anything but reading a file.
     signalled, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     try:
+        clear_left_behind()
+        state = state or tempfile.mkdtemp(prefix=PREFIX)
         os.makedirs(state, exist_ok=True)
+        take(state)
         shutil.rmtree(f"{state}/pods", ignore_errors=True)
-        store = Store()
-        node = Node(store, state, options.hollow)
+        addresses = Range()
+        store = Store(str(addresses.services))
+        node = Node(store, state, options.hollow, addresses)
         tokens = {user: secrets.token_urlsafe(24) for user in ("admin", "nobody")}
         with Server(options.port, make_certificate(state), tokens, store, node) as server:
-            reactors = [StatefulSets(store).react, node.react]
+            reactors = [node.react]
             if node.mariadbd:
                 reactors.append(Proxy(store).react)
             for run in (Controllers(store, *reactors).run, server.serve_forever):
                 threading.Thread(target=run, daemon=True).start()
             port = server.server_address[1]
             print(f"export KUBECONFIG={write_kubeconfig(state, port, tokens)}", flush=True)
-            pods = f"{node.mariadbd} runs in its pods" if node.mariadbd else \
-                f"its pods are hollow ({node.why_hollow})"
-            print(f"# A Kubernetes API is on https://127.0.0.1:{port}; {pods}. Ctrl-C ends it.", flush=True)
+            pods = f"run {node.mariadbd}" if node.mariadbd else f"are hollow ({node.why_hollow})"
+            print(f"# A Kubernetes API is on https://127.0.0.1:{port}. Its pods have addresses of "
+                  f"{addresses.pods} and {pods}. Ctrl-C ends it.", flush=True)
             os.read(signalled, 1)
             server.shutdown()
         node.stop()
@@ -66,9 +78,26 @@ def main() -> int:
         print(f"devcluster: it cannot serve: {error}", file=sys.stderr)
         return 2
     finally:
-        if not options.state:
+        if state and not options.state:
             shutil.rmtree(state, ignore_errors=True)
     return 0
+
+
+def take(state: str) -> None:
+    """Make a folder this process's, until it ends. Raises OSError."""
+    try:
+        fcntl.flock(os.open(f"{state}/lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(f"{state} is another dev cluster's, which runs") from None
+
+
+def clear_left_behind() -> None:
+    """Remove the folders of those that were killed: whoever is alive has a lock on theirs."""
+    for path in glob.glob(f"{tempfile.gettempdir()}/{PREFIX}*/lock"):
+        with contextlib.suppress(OSError), open(path, "r+") as lock:
+            if time.time() - os.stat(path).st_mtime > LOCK_SECONDS:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 def make_certificate(state: str) -> ssl.SSLContext:

@@ -32,9 +32,9 @@ WATCH_SECONDS = 1800.0
 # Between a watch's bookmarks, and from the last one to its end, as on a real API server.
 BOOKMARK_SECONDS, LAST_BOOKMARK_SECONDS = 60.0, 2.0
 
-GROUPS = ("apps", "authorization.k8s.io", "coordination.k8s.io")
+GROUPS = ("authorization.k8s.io", "coordination.k8s.io")
 FAULTS = {"latency_seconds", "errors", "drop_connections", "silence_watches", "end_watches", "expire_watches",
-          "never_ready", "kill_pods"}
+          "never_ready", "room", "kill_pods", "oom_pods", "evict_pods", "move_pods"}
 
 
 def encoded(body: Object) -> bytes:
@@ -78,7 +78,7 @@ class Server(socketserver.ThreadingTCPServer):
             if faults.pop("end_watches", False):
                 self.watches_ended = time.monotonic()
             self.store.changed.notify_all()
-        self.node.order(faults.get("never_ready", ""), faults.pop("kill_pods", ""))
+        self.node.order(faults)
         return faults
 
 

@@ -50,7 +50,6 @@ KINDS = {kind.plural: kind for kind in (
     Kind("", "ResourceQuota", "quota"),
     Kind("", "Secret", fields="type"),
     Kind("", "Service", "svc", in_all=True),
-    Kind("apps", "StatefulSet", "sts", in_all=True),
     Kind("coordination.k8s.io", "Lease"),
 )}
 
@@ -62,8 +61,7 @@ SHAPES_TEXT = """
 = io.k8s.apimachinery.pkg.apis.meta.v1
 ObjectMeta annotations@12:{s} clusterName:s creationTimestamp:t deletionGracePeriodSeconds:i
   deletionTimestamp:t finalizers:[s/] generateName@2:s generation:i labels@11:{s} managedFields:[*] name@1:s
-  namespace@3:s ownerReferences:[OwnerReference/uid] resourceVersion:s selfLink:s uid:s
-OwnerReference apiVersion!:s blockOwnerDeletion:b controller:b kind!:s name!:s uid!:s
+  namespace@3:s ownerReferences:[*/uid] resourceVersion:s selfLink:s uid:s
 LabelSelector matchExpressions:[LabelSelectorRequirement] matchLabels:{s}
 LabelSelectorRequirement key!:s operator!:s values:[s]
 = io.k8s.api.authorization.v1
@@ -99,7 +97,6 @@ ServiceSpec allocateLoadBalancerNodePorts:b clusterIP@3:s clusterIPs:[s] externa
   sessionAffinity@7:s sessionAffinityConfig:* topologyKeys:[s] type@4:s
 ServicePort appProtocol:s name@1:s nodePort:i port!@3:i protocol@2:s targetPort@4:x
 Pod metadata:ObjectMeta spec:PodSpec status:*
-PodTemplateSpec metadata:ObjectMeta spec:PodSpec
 PodSpec activeDeadlineSeconds:i affinity:* automountServiceAccountToken:b containers!:[Container/name]
   dnsConfig:* dnsPolicy:s enableServiceLinks:b ephemeralContainers:[*/name] hostAliases:[*/ip] hostIPC:b
   hostNetwork:b hostPID:b hostname:s imagePullSecrets:[*/name] initContainers:[Container/name] nodeName:s
@@ -138,11 +135,6 @@ ConfigMapVolumeSource defaultMode:i items:[KeyToPath] name:s optional:b
 SecretVolumeSource defaultMode:i items:[KeyToPath] optional:b secretName:s
 EmptyDirVolumeSource medium:s sizeLimit:q
 KeyToPath key!:s mode:i path!:s
-= io.k8s.api.apps.v1
-StatefulSet metadata:ObjectMeta spec:StatefulSetSpec status:*
-StatefulSetSpec podManagementPolicy:s replicas:i revisionHistoryLimit:i selector!:LabelSelector serviceName!:s
-  template!:PodTemplateSpec updateStrategy:StatefulSetUpdateStrategy volumeClaimTemplates:[*]
-StatefulSetUpdateStrategy rollingUpdate:* type:s
 """
 SHAPES: dict[str, dict[str, str]] = {}
 FULL_NAMES: dict[str, str] = {}
@@ -172,15 +164,9 @@ DEFAULTS: dict[str, Object] = {
     "Service": {"spec": {}, "status": {"loadBalancer": {}}},
     "ServiceSpec": {"sessionAffinity": "None", "type": "ClusterIP"},
     "ServicePort": {"protocol": "TCP"},
-    "StatefulSet": {"spec": {}},
-    "StatefulSetSpec": {"podManagementPolicy": "OrderedReady", "replicas": 1, "revisionHistoryLimit": 10,
-                        "template": {},
-                        "updateStrategy": {"type": "RollingUpdate"}},
-    "StatefulSetUpdateStrategy": {"rollingUpdate": {"partition": 0}},
     "PersistentVolumeClaim": {"status": {"phase": "Bound"}},
     "PersistentVolumeClaimSpec": {"volumeMode": "Filesystem"},
     "Pod": {"spec": {}},
-    "PodTemplateSpec": {"metadata": {}, "spec": {}},
     "PodSpec": {"dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "schedulerName": "default-scheduler",
                 "securityContext": {},
                 "terminationGracePeriodSeconds": 30},

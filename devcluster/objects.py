@@ -52,8 +52,6 @@ def decode(shape: str, value: Any, where: str = "", field: str = "") -> Any:
         result.setdefault("imagePullPolicy", "Always" if tag in ("", "latest") else "IfNotPresent")
     elif shape == "ServicePort":
         result.setdefault("targetPort", result.get("port"))
-    elif shape == "PodTemplateSpec":
-        result["metadata"] = {"creationTimestamp": None, **result["metadata"]}
     return result
 
 
@@ -75,6 +73,29 @@ def micro_time(value: Any, where: str, field: str) -> str:
     except ValueError as error:
         raise Malformed(f'{where}parsing time "{value}": {error}', field, json.dumps(value)) from None
     return time.astimezone(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def admit(spec: Object) -> str:
+    """Fill in what a cluster gives a new pod; return its class of service."""
+    spec.setdefault("enableServiceLinks", True)
+    spec.setdefault("priority", 0)
+    spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+    spec["serviceAccount"] = spec.setdefault("serviceAccountName", "default")
+    tolerations = spec.setdefault("tolerations", [])
+    for trouble in ("not-ready", "unreachable"):
+        key = f"node.kubernetes.io/{trouble}"
+        if not any(toleration.get("key") == key for toleration in tolerations):
+            tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute",
+                                "tolerationSeconds": 300})
+    resources = [container["resources"] for container in spec.get("containers", ())]
+    for each in resources:
+        if limits := each.get("limits"):
+            each["requests"] = {**limits, **each.get("requests", {})}
+    if not any(each.get("requests") for each in resources):
+        return "BestEffort"
+    whole = all(each.get("limits", {}).get(name) == each.get("requests", {}).get(name, "")
+                for each in resources for name in ("cpu", "memory"))
+    return "Guaranteed" if whole else "Burstable"
 
 
 def wire_fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -176,6 +197,15 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
         need(container.get("image"), f"spec.containers[{number}].image")
     if kind.name == "Pod":
         need(spec.get("containers"), "spec.containers")
+        if before and pinned(before["spec"], before["spec"]) != pinned(spec, before["spec"]):
+            wrong("Forbidden", "spec", "Forbidden: pod updates may not change fields other than "
+                  "`spec.containers[*].image`, `spec.initContainers[*].image`, `spec.activeDeadlineSeconds` "
+                  "or `spec.tolerations` (only additions to existing tolerations)")
+        policies = ("Always", "OnFailure", "Never")
+        if spec["restartPolicy"] not in policies:
+            shown = ", ".join(f'"{policy}"' for policy in policies)
+            wrong("NotSupported", "spec.restartPolicy",
+                  f'Unsupported value: "{spec["restartPolicy"]}": supported values: {shown}')
     if kind.name in ("Secret", "ConfigMap") and before:
         check_unchanged(before, item, wrong)
     if kind.name == "Lease" and spec.get("leaseDurationSeconds", 1) <= 0:
@@ -184,21 +214,16 @@ def check(kind: Kind, item: Object, before: Object | None = None) -> None:
     if kind.name == "Lease" and spec.get("leaseTransitions", 0) < 0:
         wrong("Invalid", "spec.leaseTransitions",
               f"Invalid value: {spec['leaseTransitions']}: must to greater or equal than 0")
-    if kind.name == "StatefulSet":
-        selector, labels = spec.get("selector"), spec["template"]["metadata"].get("labels")
-        need(selector, "spec.selector")
-        if not selector or not label_selector(selector)(spec["template"]):
-            pairs = ", ".join(f'"{key}":"{value}"' for key, value in sorted((labels or {}).items()))
-            shown = "(nil)" if labels is None else f"{{{pairs}}}"
-            wrong("Invalid", "spec.template.metadata.labels",
-                  f"Invalid value: map[string]string{shown}: `selector` does not match template `labels`")
-        fixed = SHAPES["StatefulSetSpec"].keys() - {"replicas", "template", "updateStrategy"}
-        if before and any(before["spec"].get(field) != spec.get(field) for field in fixed):
-            wrong("Forbidden", "spec",
-                  "Forbidden: updates to statefulset spec for fields other than 'replicas', 'template', and "
-                  "'updateStrategy' are forbidden")
     if causes:
         invalid(kind, name, causes)
+
+
+def pinned(spec: Object, before: Object) -> Object:
+    """Return what of a pod's spec may not become other than it was before."""
+    free = {"activeDeadlineSeconds", "tolerations", *({"nodeName"} - before.keys())}
+    return {**{field: value for field, value in spec.items() if field not in free}, **{
+        field: [{**container, "image": ""} for container in spec.get(field, ())]
+        for field in ("containers", "initContainers")}}
 
 
 def check_unchanged(before: Object, item: Object, wrong: Callable[[str, str, str], None]) -> None:
@@ -237,19 +262,6 @@ def requirement(key: str, operator: str, values: set[str]) -> Match:
     return lambda item: (labels_of(item).get(key) in values) == (operator == "In")
 
 
-def every(terms: list[Match]) -> Match:
-    """Return what all terms select."""
-    return lambda item: all(term(item) for term in terms)
-
-
-def label_selector(selector: Object) -> Match:
-    """Return what a StatefulSet's selector selects."""
-    return every([
-        *(requirement(key, "In", {value}) for key, value in (selector.get("matchLabels") or {}).items()),
-        *(requirement(term["key"], term["operator"], set(term.get("values") or ()))
-          for term in selector.get("matchExpressions") or ())])
-
-
 def selection(kind: Kind, labels: str, fields: str) -> Match:
     """Return what a request's labelSelector and fieldSelector select. Raises ApiError 400."""
     terms: list[Match] = []
@@ -278,7 +290,7 @@ def selection(kind: Kind, labels: str, fields: str) -> Match:
     for term in filter(None, fields.split(",")):
         path, operator, value = [*re.split(r"(!=|==?)", term, maxsplit=1), "", ""][:3]
         terms.append(field_is(path, value, operator != "!="))
-    return every(terms)
+    return lambda item: all(term(item) for term in terms)
 
 
 def at(item: Any, path: str) -> Any:

@@ -34,7 +34,7 @@ def pod_cells(pod: Object) -> list[Any]:
     status, containers = pod["status"], pod["status"].get("containerStatuses", [])
     reasons = [at(container, f"state.{state}.reason") for container in containers
                for state in ("waiting", "terminated")]
-    shown = next(filter(None, reasons), status["phase"])
+    shown = next(filter(None, reasons), status.get("reason", status["phase"]))
     shown = "Terminating" if "deletionTimestamp" in pod["metadata"] else shown
     return [f"{sum(container['ready'] for container in containers)}/{len(pod['spec']['containers'])}", shown,
             sum(container["restartCount"] for container in containers), born(pod),
@@ -72,10 +72,6 @@ COLUMNS: dict[str, tuple[str, Callable[[Object], list[Any]]]] = {
         f"{name}: {item['status']['used'].get(name, 0)}/{hard}"
         for name, hard in sorted(item["status"].get("hard", {}).items())
         if name.startswith("limits.") == limits) for limits in (False, True))]),
-    "statefulsets": ("Name,Ready,Age|Containers,Images", lambda item: [
-        f"{item['status'].get('readyReplicas', 0)}/{item['spec']['replicas']}", born(item),
-        *(joined(container[key] for container in item["spec"]["template"]["spec"]["containers"])
-          for key in ("name", "image"))]),
 }
 
 

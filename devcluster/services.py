@@ -9,9 +9,8 @@ import random
 import threading
 from typing import Any
 
-from devcluster.controllers import is_ready
+from devcluster.container import port_of
 from devcluster.kinds import Object
-from devcluster.node import port_of
 from devcluster.objects import labels_of
 from devcluster.store import Change, Store
 
@@ -21,14 +20,14 @@ class Proxy:
 
     def __init__(self, store: Store) -> None:
         self.store, self.loop = store, asyncio.new_event_loop()
+        self.loop.slow_callback_duration = float("inf")  # A busy machine is slow, and nothing is wrong.
         self.listening: dict[str, list[asyncio.AbstractServer]] = {}
         threading.Thread(target=self.loop.run_forever, name="proxy", daemon=True).start()
 
-    def react(self, change: Change) -> bool:
+    def react(self, change: Change) -> None:
         """Listen for a Service as long as there is one."""
         if change.kind.name == "Service":
             asyncio.run_coroutine_threadsafe(self.listen(change), self.loop).result()
-        return True
 
     async def listen(self, change: Change) -> None:
         """Listen anew."""
@@ -62,3 +61,10 @@ class Proxy:
                     await target.drain()
             target.close()
         await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+
+def is_ready(pod: Object) -> bool:
+    """Return whether a pod is ready, and is to stay."""
+    return "deletionTimestamp" not in pod["metadata"] and any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in pod["status"].get("conditions", ()))

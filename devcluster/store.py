@@ -17,11 +17,10 @@ from typing import Any, Callable, NamedTuple
 
 from devcluster.errors import ApiError, about, bad_request, conflict, forbidden, not_found, wrong_uid
 from devcluster.kinds import KINDS, NODE, Kind, Object
-from devcluster.objects import Match, check, decode, invalid
+from devcluster.objects import Match, admit, check, decode, invalid
 
 # Changes that a watch can resume from; 410 Gone beyond it. A database makes about 20 in its life.
 MAX_HISTORY = 10_000
-SERVICE_ADDRESSES = ipaddress.ip_network("127.96.0.0/16")
 RFC_3339 = "%Y-%m-%dT%H:%M:%SZ"
 TOO_OLD_TO_CONTINUE = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new "
@@ -29,7 +28,8 @@ TOO_OLD_TO_CONTINUE = (
     "remainder of the results. Continuing with the provided token results in an inconsistent list - objects "
     "that were created, modified, or deleted between the time the first chunk was returned and now may show "
     "up in the list.")
-GIVEN = ("annotations", "labels", "ownerReferences")  # What a client may change of metadata.
+OVER = ("Failed", "Succeeded")  # The phases of a pod that nothing needs to be waited for.
+GIVEN = ("annotations", "labels")  # What a client may change of metadata.
 
 
 class Change(NamedTuple):
@@ -65,7 +65,9 @@ def read_token(token: str) -> tuple[int, tuple[str, str]]:
 class Store:
     """The objects, of which none is changed in place, and the changes so far; one lock guards both."""
 
-    def __init__(self) -> None:
+    def __init__(self, services: str = "127.96.0.0/16") -> None:
+        """Begin with the namespaces that every cluster has; Services get addresses of this network."""
+        self.services = ipaddress.ip_network(services)
         self.changed = threading.Condition(threading.RLock())
         self.objects: dict[str, dict[tuple[str, str], Object]] = {plural: {} for plural in KINDS}
         self.uids: set[str] = set()
@@ -118,12 +120,6 @@ class Store:
             meta["remainingItemCount"] = len(keys) - limit
         return [items[key] for key in keys[:limit or None]], meta
 
-    def owned(self, uid: str) -> list[tuple[str, Object]]:
-        """Return the kinds and objects that an object owns."""
-        with self.changed:
-            return [(plural, item) for plural, items in self.objects.items() for item in items.values()
-                    if any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences", ()))]
-
     def put(self, kind: Kind, before: Object | None, after: Object | None) -> Object:
         """Make a change. The lock must be held."""
         self.version += 1
@@ -161,7 +157,6 @@ class Store:
         item["metadata"] = {
             **{key: given[key] for key in ("generateName", *GIVEN) if given.get(key)},
             **({"name": name} if name else {}), **({"namespace": namespace} if namespace else {}),
-            **({"generation": 1} if kind.name == "StatefulSet" else {}),
             "creationTimestamp": now(), "uid": str(uuid.uuid4())}
         with self.changed:
             if namespace and "deletionTimestamp" in self.get("namespaces", "", namespace)["metadata"]:
@@ -182,19 +177,20 @@ class Store:
                      for key, value in item.pop("stringData", {}).items()}
             if plain or "data" in item:
                 item["data"] = {**item.get("data", {}), **plain}
-        elif kind.name in ("Namespace", "Pod", "StatefulSet"):
-            item["status"] = {"Namespace": {"phase": "Active"}, "Pod": {"phase": "Pending"},
-                              "StatefulSet": {"replicas": 0}}[kind.name]
+        elif kind.name == "Pod":
+            item["status"] = {"phase": "Pending", "qosClass": admit(item["spec"])}
+        elif kind.name == "Namespace":
+            item["status"] = {"phase": "Active"}
         elif kind.name == "Service" and item["spec"]["type"] != "ExternalName":
             taken = {service["spec"].get("clusterIP")
                      for service in self.objects["services"].values()} - {"None"}
             address = item["spec"].get("clusterIP", "")
             while not address or address in taken and "clusterIP" not in item["spec"]:
-                address = str(SERVICE_ADDRESSES[random.randrange(1, SERVICE_ADDRESSES.num_addresses - 1)])
-            outside = address != "None" and ipaddress.ip_address(address) not in SERVICE_ADDRESSES
+                address = str(self.services[random.randrange(1, self.services.num_addresses - 1)])
+            outside = address != "None" and ipaddress.ip_address(address) not in self.services
             if address in taken or outside:
                 why = "already allocated" if address in taken else \
-                    f"not in the valid range. The range of valid IPs is {SERVICE_ADDRESSES}"
+                    f"not in the valid range. The range of valid IPs is {self.services}"
                 invalid(kind, item["metadata"]["name"], [{
                     "reason": "FieldValueInvalid", "field": "spec.clusterIPs",
                     "message": f'Invalid value: []string{{"{address}"}}: failed to allocated ip:{address} '
@@ -202,9 +198,10 @@ class Store:
             item["spec"].update(clusterIP=address, clusterIPs=[address])
 
     def used(self, namespace: str, resource: str) -> int:
-        """Return how many there are of what a quota calls services or count/statefulsets.apps."""
+        """Return how many there are of what a quota calls services or count/leases.coordination.k8s.io."""
         plural = resource.rpartition("count/")[2].partition(".")[0]
-        return len(self.select(plural, namespace)) if plural in KINDS else 0
+        items = self.select(plural, namespace) if plural in KINDS else []
+        return sum(resource != "pods" or item["status"]["phase"] not in OVER for item in items)
 
     def check_quotas(self, kind: Kind, namespace: str, name: str) -> None:
         """Raise ApiError 403 if one more of a kind would be too many."""
@@ -263,18 +260,15 @@ class Store:
             if "status" in before:
                 after["status"] = before["status"]
             check(kind, after, before)
-            if "generation" in old and after["spec"] != before["spec"]:
-                after["metadata"]["generation"] += 1
             return after if dry_run or after == before else self.put(kind, before, after)
 
     def set_status(self, plural: str, item: Object, **status: Any) -> None:
-        """Set parts of an object's status, and remove those that are None, if it is still there."""
+        """Set parts of an object's status, if it is still there."""
         with self.changed:
             before = self.find(plural, item["metadata"].get("namespace", ""), item["metadata"]["name"])
             if before and before["metadata"]["uid"] == item["metadata"]["uid"]:
-                status = {**before.get("status", {}), **status}
-                wanted = {key: value for key, value in status.items() if value is not None}
-                if wanted != before.get("status"):
+                wanted = {**before["status"], **status}
+                if wanted != before["status"]:
                     self.put(KINDS[plural], before, {**before, "status": wanted})
 
     def delete(self, plural: str, namespace: str, name: str, options: Object) -> Object:
@@ -295,14 +289,9 @@ class Store:
             grace = int(grace or 0)
             if options.get("dryRun"):
                 grace = 0
-            elif options.get("propagationPolicy") == "Orphan":
-                for other, dependent in self.owned(meta["uid"]):
-                    owners = [owner for owner in dependent["metadata"]["ownerReferences"]
-                              if owner["uid"] != meta["uid"]]
-                    orphan = {**dependent["metadata"], "ownerReferences": owners}
-                    self.put(KINDS[other], dependent, {**dependent, "metadata": orphan})
             ends = kind.name == "Namespace" and not options.get("dryRun")
-            if ends or grace and kind.name == "Pod" and item["spec"].get("nodeName"):
+            runs = kind.name == "Pod" and "nodeName" in item["spec"] and item["status"]["phase"] not in OVER
+            if ends or grace and runs:
                 if "deletionTimestamp" in meta:
                     return item
                 ending: Object = {"deletionTimestamp": now(grace)}
@@ -315,10 +304,10 @@ class Store:
             return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
                     "details": about(kind, name, uid=meta["uid"])}
 
-    def event(self, plural: str, item: Object, component: str, category: str, reason: str, message: str,
-              field: str = "") -> None:
-        """Record an Event on an object, or count it once more."""
-        meta, kind = item["metadata"], KINDS[plural]
+    def event(self, pod: Object, component: str, category: str, reason: str, message: str,
+              field: str) -> None:
+        """Record an Event on a pod, or count it once more."""
+        meta = pod["metadata"]
         digest = hashlib.sha256(" ".join((meta["uid"], reason, message)).encode()).hexdigest()
         name = f"{meta['name']}.{digest[:16]}"
         with self.changed, contextlib.suppress(ApiError):
@@ -330,7 +319,7 @@ class Store:
                 "metadata": {"name": name}, "type": category, "reason": reason, "message": message,
                 "count": 1, "firstTimestamp": now(), "lastTimestamp": now(),
                 "source": {"component": component, **({"host": NODE} if component == "kubelet" else {})},
-                "involvedObject": {"apiVersion": kind.api_version, "kind": kind.name,
-                                   "resourceVersion": meta["resourceVersion"],
-                                   **{key: meta[key] for key in ("name", "namespace", "uid")},
+                "involvedObject": {"apiVersion": "v1", "kind": "Pod",
+                                   **{key: meta[key] for key in (
+                                       "name", "namespace", "resourceVersion", "uid")},
                                    **({"fieldPath": field} if field else {})}})

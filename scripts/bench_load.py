@@ -8,6 +8,7 @@ connections are bench_connect.c's.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import random
 import select
@@ -15,6 +16,7 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Callable
 
 ANSWER_BYTES = 16 * 1024
 Target = tuple[str, int]  # A key store, and a port of 127.0.0.1.
@@ -38,7 +40,7 @@ def connect(target: Target) -> ssl.SSLSocket:
 
 def request(api: str, user_id: str) -> bytes:
     """Return a request as a front end sends it."""
-    if api in ("heart_beat", "status"):
+    if api not in ("create_db", "delete_db"):
         query = f"?user_id={user_id}" if api == "heart_beat" else ""
         return f"GET /api/{api}{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     body = f'{{"user_id": "{user_id}"}}'
@@ -137,6 +139,28 @@ def open_loop(target: Target, connections: int, a_second: float, seconds: float)
         connection.close()
     poll.close()
     return taken
+
+
+def longest_wait(target: Target, seconds_apart: float, over: Callable[[bytes], bool]) -> tuple[float, bytes]:
+    """Send beats on one connection until an answer is the last one; return the ms that the slowest took.
+
+    It is connected to as soon as it can be: the server may just have been started.
+    """
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            connection = connect(target)
+            break
+        time.sleep(0.002)
+    longest, beat = 0.0, request("heart_beat", "alice")
+    with connection:
+        while True:
+            started = time.monotonic()
+            connection.sendall(beat)
+            answer = receive(connection)
+            longest = max(longest, time.monotonic() - started)
+            if over(answer):
+                return longest * 1000, answer
+            time.sleep(max(started + seconds_apart - time.monotonic(), 0))
 
 
 def one_by_one(target: Target, apis: tuple[str, ...], count: int) -> dict[str, list[float]]:

@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import urllib.parse
+from collections.abc import Iterator
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -30,12 +31,12 @@ from siege import burden
 import playground
 from tests import harness as test
 
-USERS, CLIENTS = 200, ("alice", "bob", "carol", "dave")
+USERS, CLIENTS, SPARES = 120, ("alice", "bob", "carol", "dave"), 6
 # The servers' idle timeout and rounds: so short that many are swept, and so long that two cores can write the
 # beats.
 IDLE_SECONDS, ROUND_SECONDS = 30.0, 3.0
 # Who was heard of within this keeps the database. It is less than the idle timeout by what a beat may take to
-# the other server when its kubectl is slow or killed; and kill -9 loses the beats of so long.
+# the other server when its kubectl is slow, stopped or killed; and kill -9 loses the beats of so long.
 KEPT_SECONDS, LOST_SECONDS = 15.0, 10.0
 # Until a change shows in the other server's table; and until it does after a watch was killed.
 LAG_SECONDS, RELIST_SECONDS = 3.0, 10.0
@@ -45,15 +46,21 @@ DOUBT_SECONDS = 2 * playground.KUBECTL_SECONDS
 # meanwhile.
 ANSWER_SECONDS, SERVED_SECONDS = 20.0, 120.0
 # Between two faults, on average; and how long one may be the reason for a 503.
-FAULT_SECONDS, EXCUSE_SECONDS = 3.0, 45.0
+FAULT_SECONDS, EXCUSE_SECONDS = 2.0, 45.0
 SLACK_SECONDS = 60.0  # For what is due on a busy machine: the sweep deletes 30 a round.
+# Until the cluster holds what it must once faults are over: who went is idle, half a spare is garbage, and
+# spares that failed are made again after a pause, of which the second takes two minutes.
+TIDY_SECONDS = max(IDLE_SECONDS + 4 * ROUND_SECONDS, playground.HALF_A_SPARE_SECONDS, 180) + SLACK_SECONDS
 # A server's memory is level after this, and half the run: all connections have been there. A shorter run says
 # nothing of it.
 LEVEL_SECONDS, MAX_GROWTH_MB = 150.0, 10
+# How often each fault, beside the others.
+FAULTS = {"kubectl killed": 6, "kubectl stopped": 2, "watch killed": 3, "watch stopped": 2, "server ended": 2,
+          "server stopped": 1, "Pod deleted": 5, "Pod evicted": 5, "Secret deleted": 4}
 STATUSES = {"create_db": (200, 503), "delete_db": (200, 503), "heart_beat": (200,), "list_db": (200, 503)}
-PATHS = {"StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets",
-         "Service": "/api/v1/namespaces/{}/services",
-         "Secret": "/api/v1/namespaces/{}/secrets"}
+PATHS = {"Lease": "/apis/coordination.k8s.io/v1/namespaces/{}/leases",
+         "Secret": "/api/v1/namespaces/{}/secrets",
+         "Pod": "/api/v1/namespaces/{}/pods"}
 
 
 class Server:
@@ -61,13 +68,14 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.name, self.port, self.late_until = name, 0, 0.0  # Until when its table may be late.
+        self.resumed_at = 0.0  # From SIGSTOP; infinite until then.
         self.runs: list[test.Running] = []
         self.restarting = threading.Lock()
 
     def start(self) -> None:
         """Start a process."""
         options = (f"--port={self.port}", f"--idle_timeout={IDLE_SECONDS}",
-                   f"--sweep_interval={ROUND_SECONDS}")
+                   f"--sweep_interval={ROUND_SECONDS}", f"--spare_databases={SPARES}")
         self.runs.append(test.Running(*options, python=()))
         self.port = self.runs[-1].port
 
@@ -84,16 +92,127 @@ def kubectl(pid: int) -> str:
     return ""
 
 
+class Past:
+    """What one database has ever been, by the API server's own word."""
+
+    def __init__(self) -> None:
+        self.password = self.user = ""  # The slug that its Secret names: once set, for ever.
+        self.pod = ""  # The uid: there is never a second one.
+        self.holders: set[str] = set()  # Slugs of the leases that ever named it.
+        self.harmed_at = math.inf  # When somebody last took something of it by hand.
+
+
+class Ledger:
+    """What the API server itself says of leases and databases, past the servers and over time."""
+
+    def __init__(self, soak: Soak) -> None:
+        self.soak, self.lock = soak, threading.Lock()
+        self.objects: dict[str, dict[str, Any]] = {kind: {} for kind in PATHS}
+        self.pasts: dict[str, Past] = collections.defaultdict(Past)  # By what a database is called,
+        self.names: dict[str, str] = {}  # and that by its password.
+        # The way to the cluster past the servers.
+        self.proxy = subprocess.Popen(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "proxy", "--port=0"],
+                                      stdout=subprocess.PIPE)
+        assert self.proxy.stdout
+        self.port = int(re.findall(rb":(\d+)", self.proxy.stdout.readline())[0])
+
+    def ask(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
+        """Ask the API server; the answer's last byte closes the connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request(method, path.format(test.namespace), body and json.dumps(body), {
+            "Connection": "close", "Content-Type": "application/merge-patch+json"})
+        return connection.getresponse()
+
+    def get(self, path: str) -> Any:
+        """Read from the API server; None if it is not there."""
+        with self.ask("GET", path) as response:
+            answer = json.loads(response.read())
+        assert response.status in (200, 404), answer
+        return answer if response.status == 200 else None
+
+    def listing(self, kind: str) -> dict[str, Any]:
+        """Read all of a kind that is not being deleted, by name; but for Kubernetes' own Secrets."""
+        return {item["metadata"]["name"]: {**item, "kind": kind} for item in self.get(PATHS[kind])["items"]
+                if "deletionTimestamp" not in item["metadata"]
+                and item["metadata"]["name"].startswith(("mysql-", "user-"))}
+
+    def objects_of(self, slug: str) -> dict[str, dict[str, Any]]:
+        """Read a user's lease and what it names; return them by kind and name."""
+        lease = self.get(f"{PATHS['Lease']}/user-{slug}")
+        found: dict[str, dict[str, Any]] = {"Lease": {f"user-{slug}": lease}, "Secret": {}, "Pod": {}}
+        for kind in ("Secret", "Pod") if lease else ():
+            name = lease["spec"]["holderIdentity"]
+            found[kind][name] = self.get(f"{PATHS[kind]}/{name}")
+        return found
+
+    def watch(self, kind: str) -> None:
+        """Take what happens to a kind as it happens, as a thread, until all is over."""
+        version = ""
+        while not self.soak.over.is_set():
+            if not version:
+                listing = self.get(PATHS[kind])
+                version = listing["metadata"]["resourceVersion"]
+                for item in listing["items"]:
+                    self.take(kind, "ADDED", {**item, "kind": kind})
+            with contextlib.suppress(OSError, http.client.HTTPException), \
+                    self.ask("GET", f"{PATHS[kind]}?watch=1&resourceVersion={version}&timeoutSeconds=60"
+                             ) as lines:
+                for line in lines:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        version = ""
+                        break
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    self.take(kind, event["type"], event["object"])
+
+    def take(self, kind: str, event: str, item: dict[str, Any]) -> None:
+        """Take one object's change, and see that it is one that may be."""
+        name, soak = item["metadata"]["name"], self.soak
+        if not name.startswith(("mysql-", "user-")):
+            return
+        with self.lock:
+            was = self.objects[kind].pop(name, None)
+            if event != "DELETED":
+                self.objects[kind][name] = item
+            if kind == "Lease":
+                holder, slug = item["spec"]["holderIdentity"], name.partition("-")[2]
+                self.pasts[holder].holders.add(slug)
+                if not was or event == "DELETED" or was["spec"]["holderIdentity"] != holder:
+                    soak.tell(slug, f"{event} {name} of {holder}, renewed at {item['spec']['renewTime']}")
+                return
+            past = self.pasts[name]
+        if kind == "Pod":
+            past.pod = past.pod or item["metadata"]["uid"]
+            if past.pod != item["metadata"]["uid"]:
+                soak.wrong(f"{name} got another Pod", past.user)
+            if event == "DELETED" or not was:
+                soak.tell(past.user, f"{event} Pod {name} {item['status'].get('reason', '')}")
+            return
+        user, password = playground.user_of(item), playground.password_in(item)
+        self.names[password] = name
+        first, past.password = past.password or password, password
+        before, past.user = past.user, past.user or user
+        if event == "DELETED" or not was or before != user:
+            soak.tell(user, f"{event} Secret {name}")
+        if first != password:
+            soak.wrong(f"{name} got another password", user)
+        if before not in ("", user):
+            soak.wrong(f"{name} was {before}'s, and now it is {user or 'nobody'}'s", before)
+        if not before and user and past.holders - {user}:
+            soak.count("databases given that another's lease had named, but not the Secret")
+
+
 class Soak:
     """The servers, the faults that befall them, and what came of it."""
 
     def __init__(self, seed: int) -> None:
         self.random, self.lock = random.Random(seed), threading.Lock()
         self.servers = [Server("A"), Server("B")]
-        self.killed: dict[test.Running, float] = {}  # When, by SIGKILL.
+        # Who lost the last beats that it heard, or had them to itself: from and until when.
+        self.deaf: list[tuple[test.Running, float, float]] = []
         self.faults: collections.deque[tuple[float, str]] = collections.deque(maxlen=200)
         self.last_fault = 0.0
-        self.sources: dict[str, User] = {}  # Whose each data source is.
+        self.owners: dict[str, User] = {}  # Whose the database is that has this password.
         self.counts: collections.Counter[str] = collections.Counter()
         self.longest: dict[str, float] = collections.defaultdict(float)
         self.burdens: dict[tuple[str, str], dict[str, int]] = {}
@@ -103,11 +222,8 @@ class Soak:
         self.users = [User(self, number, seed) for number in range(USERS)]
         threading.excepthook = lambda failure: self.wrong("".join(traceback.format_exception(*failure[:3])),
                                                           failure.thread)
-        # The way to the cluster past the servers.
-        self.proxy = subprocess.Popen(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "proxy", "--port=0"],
-                                      stdout=subprocess.PIPE)
-        assert self.proxy.stdout
-        self.proxy_port = int(re.findall(rb":(\d+)", self.proxy.stdout.readline())[0])
+        self.by_slug = {user.slug: user for user in self.users}
+        self.ledger = Ledger(self)
 
     def count(self, what: str, seconds: float = 0) -> None:
         """Count what happened, and note how long it took at most."""
@@ -115,26 +231,22 @@ class Soak:
             self.counts[what] += 1
             self.longest[what] = max(self.longest[what], seconds)
 
+    def tell(self, slug: str, what: str) -> None:
+        """Note what the API server says of a user, for the story."""
+        if user := self.by_slug.get(slug):
+            user.history.append((time.time(), f"  cluster: {what}"))
+
     def wrong(self, what: str, user: object = None) -> None:
         """Note something wrong, and print what led to it."""
         events, whose = [(at, f"    {fault}") for at, fault in list(self.faults) if at > time.time() - 90], ""
+        user = self.by_slug.get(user) if isinstance(user, str) else user
         if isinstance(user, User):
-            events, whose = sorted([*events, *user.history]), f"{user.user_id} of {user.client}: "
+            events, whose = sorted([*events, *list(user.history)]), f"{user.user_id} of {user.client}: "
         with self.lock:
             self.wrongs.append(what)
             print(f"WRONG {whose}{what}", flush=True)
             for at, event in events if len(self.wrongs) <= 10 else ():
                 print(f"  {time.strftime('%T', time.gmtime(at))}.{int(at % 1 * 1000):03} {event}", flush=True)
-
-    def get(self, path: str) -> Any:
-        """Read from the API server; None if it is not there."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy_port,
-                                                           timeout=60)) as connection:
-            connection.request("GET", path.format(test.namespace))
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        assert response.status in (200, 404), answer
-        return answer if response.status == 200 else None
 
     # -- faults
 
@@ -146,14 +258,18 @@ class Soak:
                 self.measure("level")
             time.sleep(min(self.random.expovariate(1 / FAULT_SECONDS), 10.0))
             server = self.random.choice(self.servers)
-            kind = self.random.choices(("kubectl killed", "watch killed", "watch stopped", "server ended"),
-                                       (6, 3, 2, 2))[0]
+            kind = self.random.choices(list(FAULTS), list(FAULTS.values()))[0]
             if server.restarting.locked():
                 continue
             if (status := server.runs[-1].process.poll()) is not None:
                 raise AssertionError(f"server {server.name} ended by itself, with {status}")
-            if kind != "server ended":
+            if kind.startswith(("kubectl", "watch")):
                 self.strike(server, kind)
+            elif not kind.startswith("server"):
+                self.harm(*kind.split())
+            elif kind == "server stopped":
+                restarts.append(threading.Thread(target=self.suspend, args=(server,), daemon=True))
+                restarts[-1].start()
             elif server is not self.servers[0] or now < seconds / 3:
                 number = self.random.choice((signal.SIGKILL, signal.SIGTERM))
                 restarts.append(threading.Thread(target=self.restart, args=(server, number), daemon=True))
@@ -161,14 +277,14 @@ class Soak:
         for restart in restarts:
             restart.join()
 
-    def fault(self, server: Server, kind: str, what: str = "") -> None:
+    def fault(self, server: Server | None, kind: str, what: str = "") -> None:
         """Note a fault that is about to happen."""
         self.last_fault = time.monotonic()
-        self.faults.append((time.time(), f"{server.name} {kind} {what}"))
+        self.faults.append((time.time(), f"{server.name if server else '-'} {kind} {what}"))
         self.count(f"fault: {kind}")
 
     def strike(self, server: Server, kind: str) -> None:
-        """Kill the next kubectls that are no watches, or kill or stop some watches."""
+        """Kill or stop the next kubectls that are no watches, or some watches."""
         found: list[tuple[int, str]] = []
         end = time.monotonic() + 3
         while not found and time.monotonic() < end:
@@ -178,8 +294,9 @@ class Soak:
             # Stopped, it is as if the API server had become a black hole. After the longest of these the
             # server ends it.
             longest = playground.WATCH_SECONDS + playground.WATCH_GRACE_SECONDS
-            seconds = self.random.choice((2, 5, 10, 20, longest)) if "stop" in kind else 0
-            if "--raw" in what:
+            seconds = self.random.choice((2, 5, 10, *((20, longest) if "watch" in kind else ())))
+            seconds = seconds if "stop" in kind else 0
+            if "get --raw" in what:
                 server.late_until = max(server.late_until, time.monotonic() + seconds + RELIST_SECONDS)
             self.fault(server, kind,
                        f"{what.partition('?')[0][:120]} {f'for {seconds} s' if seconds else ''}")
@@ -189,18 +306,51 @@ class Soak:
                 threading.Thread(target=self.release, args=(pid, seconds), daemon=True).start()
 
     def release(self, pid: int, seconds: float) -> None:
-        """Let a watch that was stopped go on after a while."""
+        """Let a kubectl that was stopped go on after a while."""
         self.ending.wait(seconds)
         with contextlib.suppress(ProcessLookupError):
             if kubectl(pid):
                 os.kill(pid, signal.SIGCONT)
+
+    def harm(self, kind: str, how: str) -> None:
+        """Take something from a database by hand, as a maintainer does, or the node that is out of room."""
+        with self.ledger.lock:
+            names = [name for name, item in self.ledger.objects[kind].items()
+                     if kind == "Secret" or playground.seen_of(item).ready]  # type: ignore[union-attr]
+        if not names:
+            return
+        name = self.random.choice(sorted(names))
+        past = self.ledger.pasts[name]
+        past.harmed_at = time.monotonic()
+        self.fault(None, f"{kind} {how}", f"{name} of {past.user or 'nobody'}")
+        status = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory"}}
+        path = f"{PATHS[kind]}/{name}"
+        with self.ledger.ask("DELETE", path) if how == "deleted" \
+                else self.ledger.ask("PATCH", f"{path}/status", status) as response:
+            response.read()
+        assert response.status in (200, 202, 404), response.status
+
+    def suspend(self, server: Server) -> None:
+        """Have a server not run for a while, as on a machine that sleeps."""
+        with server.restarting:
+            process = server.runs[-1].process
+            seconds = self.random.choice((2.0, 5.0, 15.0, IDLE_SECONDS + 10))
+            self.fault(server, "server stopped", f"for {seconds:.0f} s")
+            server.late_until = server.resumed_at = math.inf
+            self.deaf.append((server.runs[-1], time.monotonic(), time.monotonic() + seconds + LOST_SECONDS))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGCONT)
+            server.resumed_at = time.monotonic()
+            server.late_until = server.resumed_at + RELIST_SECONDS
+            self.fault(server, "server resumed")
 
     def restart(self, server: Server, number: signal.Signals) -> None:
         """End a server and start it again."""
         with server.restarting:
             self.fault(server, f"server ended by {number.name}")
             if number == signal.SIGKILL:
-                self.killed[server.runs[-1]] = time.monotonic()
+                self.deaf.append((server.runs[-1], time.monotonic(), math.inf))
             self.end(server, number)
             time.sleep(self.random.uniform(0, 2))
             server.start()
@@ -228,28 +378,36 @@ class Soak:
         time.sleep(RELIST_SECONDS)
         for server in self.servers:
             server.late_until = 0
-        users, entitled = {user.name: user for user in self.users}, set[str]()
-        found: dict[str, dict[str, Any]] = {}
-        deadline = time.monotonic() + IDLE_SECONDS + 2 * ROUND_SECONDS + SLACK_SECONDS
-        while (not found or found.keys() != entitled) and time.monotonic() < deadline:
+        began, found = time.monotonic(), [("", "nothing was looked at", "")]
+        while found and time.monotonic() < began + TIDY_SECONDS:
             time.sleep(1)
-            found = collections.defaultdict(dict)
-            for kind, path in PATHS.items():
-                selector = urllib.parse.quote(playground.SELECTOR)
-                for item in self.get(f"{path}?labelSelector={selector}")["items"]:
-                    if "deletionTimestamp" not in item["metadata"]:
-                        found[item["metadata"]["name"]][kind] = item
-            entitled = {name for name, user in users.items() if user.here}
-        idle = {name for name in found.keys() - entitled if "StatefulSet" in found[name]}
-        self.counts.update({"users entitled to a database": len(entitled),
-                            "databases in the cluster": len(found)})
-        for what, names in (
-                ("entitled users whose database is not what they were told, or lost", {
-                    name for name in entitled if users[name].mismatch(found[name], users[name].told)}),
-                ("databases past their idle time", idle), ("orphan objects", found.keys() - entitled - idle)):
-            self.counts[what] = len(names)
-            for name in names:
-                self.wrong(f"{what}: there are {sorted(found[name])}", users[name])
+            found = list(self.find_fault())
+        self.counts["seconds until the cluster was tidy"] = round(time.monotonic() - began)
+        for what, name, slug in found:
+            self.counts[what] += 1
+            self.wrong(f"{what}: {name}", slug)
+
+    def find_fault(self) -> Iterator[tuple[str, str, str]]:
+        """Yield what the cluster holds that it must not, and what it lacks: what, its name, whose."""
+        # Secrets first and leases last, as they are written the other way round.
+        secrets, pods, leases = (self.ledger.listing(kind) for kind in ("Secret", "Pod", "Lease"))
+        entitled = {user.slug: user for user in self.users if user.here}
+        self.counts["users entitled to a database"] = len(entitled)
+        self.counts["databases and spares in the cluster"] = len(secrets)
+        named = {lease["spec"]["holderIdentity"] for lease in leases.values()}
+        spares = {name for name, secret in secrets.items()
+                  if name in pods and name not in named and not playground.user_of(secret)}
+        for slug, user in entitled.items():
+            if mismatch := user.mismatch({"Lease": leases, "Secret": secrets, "Pod": pods}, user.told):
+                yield "entitled users whose database is not what they were told, or lost", mismatch, slug
+        for name in leases:
+            if (slug := name.partition("-")[2]) not in entitled:
+                yield "leases past their idle time", name, slug
+        for name in (secrets.keys() | pods.keys()) - named - spares:
+            yield "orphan objects", f"{'Secret ' * (name in secrets)}{'Pod ' * (name in pods)}{name}", ""
+        ready = [server.runs[-1].call("alice", "status")[1].get("spares_ready") for server in self.servers]
+        if {len(spares), *ready} != {SPARES}:
+            yield "spares too many or too few", f"{len(spares)}, ready say the servers: {ready}", ""
 
     def measure(self, when: str) -> None:
         """Note the servers' burdens."""
@@ -274,11 +432,15 @@ class Soak:
 
     def read_logs(self) -> None:
         """Look for what should not be in the logs, and count what the servers did."""
+        secret = {shown for one in self.ledger.names
+                  for shown in (one, base64.b64encode(one.encode()).decode())}
         for line in (line for server in self.servers for run in server.runs
                      for line in run.log().splitlines()):
             if "Traceback" in line or "level=" not in line:
                 self.wrong(f"a log says: {line}")
-            for what in ("sweep user=", "repair user=", "kubectl verb="):
+            if leaked := secret.intersection(re.findall(r"[0-9a-f]{32}|[A-Za-z0-9+/]{43}=", line)):
+                self.wrong(f"a log shows the password {leaked} in: {line}")
+            for what in ("sweep user=", "spare outcome=failed", "cluster outcome=lost", "kubectl verb="):
                 self.counts[f"lines of the logs: {what}"] += f" event={what}" in line
 
 
@@ -287,11 +449,12 @@ class User(threading.Thread):
 
     def __init__(self, soak: Soak, number: int, seed: int) -> None:
         self.user_id = f"user-{number}" if number % 5 else f"Üser_{number}"
-        super().__init__(name=f"mysql-{playground.slug(self.user_id)}", daemon=True)
+        self.slug = playground.slug(self.user_id)
+        super().__init__(name=self.user_id, daemon=True)
         self.soak, self.client = soak, CLIENTS[number % len(CLIENTS)]
         self.random = random.Random(f"{seed} {number}")
         self.connections: dict[tuple[str, str], http.client.HTTPSConnection] = {}
-        self.history: collections.deque[tuple[float, str]] = collections.deque(maxlen=60)
+        self.history: collections.deque[tuple[float, str]] = collections.deque(maxlen=100)
         self.here = False  # Has a database and keeps beating.
         self.told = ""  # The data source.
         self.deleted: set[str] = set()  # Earlier ones.
@@ -336,7 +499,7 @@ class User(threading.Thread):
             excused = time.monotonic() <= self.soak.last_fault + EXCUSE_SECONDS
             if not response.headers["Retry-After"] or not excused:
                 self.wrong(f"{api} was answered 503 without Retry-After or any fault: {answer}")
-        if api == "create_db" and taken > ANSWER_SECONDS:
+        if api == "create_db" and taken > ANSWER_SECONDS and server.resumed_at < started:
             self.wrong(f"create_db took {taken:.1f} s")
         return status, answer
 
@@ -345,13 +508,24 @@ class User(threading.Thread):
         self.soak.wrong(what, self)
 
     def silent(self) -> float:
-        """Return for how many seconds nobody may have heard of the user: kill -9 loses the last beats."""
-        kept = (at for at, run in self.beats if at <= self.soak.killed.get(run, math.inf) - LOST_SECONDS)
-        return time.monotonic() - max(kept, default=-math.inf)
+        """Return for how many seconds nobody may have heard of the user.
+
+        kill -9 loses the last beats, and a server that is stopped keeps them to itself.
+        """
+        now, deaf = time.monotonic(), list(self.soak.deaf)
+        kept = (at for at, run in self.beats if not any(
+            run is one and at > since - LOST_SECONDS and now < until for one, since, until in deaf))
+        return now - max(kept, default=-math.inf)
 
     def known(self, server: Server, since: float) -> bool:
         """Tell whether a server must have known since then that the user has the database that was told."""
-        return self.sure and self.silent() <= KEPT_SECONDS and since > max(self.settled_at, server.late_until)
+        return (self.sure and self.silent() <= KEPT_SECONDS and self.harmed_at(self.told) == math.inf
+                and since > max(self.settled_at, server.late_until))
+
+    def harmed_at(self, source: str) -> float:
+        """Return when a data source's database was last harmed by hand; infinite if it never was."""
+        password = test.DATA_SOURCE.sub(r"\3", source)
+        return self.soak.ledger.pasts[self.soak.ledger.names.get(password, "")].harmed_at
 
     def settle(self, seconds: float) -> None:
         """Expect nothing certain from the servers for a while."""
@@ -370,25 +544,32 @@ class User(threading.Thread):
         if status != 200:
             return False
         source = answer["data_source"]
+        password = test.DATA_SOURCE.sub(r"\3", source)
         with self.soak.lock:
-            owner = self.soak.sources.setdefault(source, self)
+            owner = self.soak.owners.setdefault(password, self)
         if owner is not self:
-            self.wrong(f"was told the data source of {owner.user_id}")
+            self.wrong(f"was told the data source of {owner.user_id}: {source}")
         if self.known(server, started):
             self.soak.count("checked: the data source is the same")
-            if source != self.told and "note" not in answer:
-                self.wrong(f"was told {source}, and before that {self.told}")
-        timely = started > max(self.settled_at, server.late_until)
+            if source != self.told or "note" in answer:
+                self.wrong(f"was told {answer}, and before that {self.told}")
+        harmed_at = self.harmed_at(source)
+        timely = started > max(self.settled_at, server.late_until) and (
+            harmed_at == math.inf or started > harmed_at + LAG_SECONDS)
         if timely:
             self.soak.count("checked: the data source is what the cluster has")
-            if mismatch := self.mismatch({kind: self.soak.get(f"{path}/{self.name}")
-                                          for kind, path in PATHS.items()}, source):
+            mismatch = self.mismatch(self.soak.ledger.objects_of(self.slug), source)
+            if mismatch and self.harmed_at(source) == harmed_at:
                 self.wrong(f"was told {source}, and {mismatch}")
-            if source in self.deleted:
+            if password in self.deleted:
                 self.wrong(f"was told {source} once more, which was deleted")
+        past = self.soak.ledger.pasts[self.soak.ledger.names.get(password, "")]
+        if past.user not in ("", self.slug):
+            self.wrong(f"was told {source}, which was {past.user}'s")
         if source != self.told:
-            self.soak.count("databases made anew with a note" if "note" in answer
-                            else "databases that were new to their users")
+            lost = self.harmed_at(self.told) < math.inf and self.sure
+            self.soak.count(f"databases lost to faults, {'with a' if 'note' in answer else 'without'} note"
+                            if lost else "databases that were new to their users")
             self.settle(LAG_SECONDS)
         elif KEPT_SECONDS < self.silent() < IDLE_SECONDS + LOST_SECONDS:
             self.settle(LOST_SECONDS)  # That the user is back in time may reach the other server too late.
@@ -396,18 +577,24 @@ class User(threading.Thread):
         self.told, self.sure = source, timely
         return True
 
-    def mismatch(self, objects: dict[str, Any], source: str) -> str:
-        """Say how the user's objects do not fit a data source, if they do not."""
-        if missing := [kind for kind in PATHS if not objects.get(kind)]:
-            return f"there is no {' and no '.join(missing)}"
-        annotations = {tuple(item["metadata"]["annotations"][key]
-                             for key in (playground.SET, playground.USER_ID, playground.CLIENT))
-                       for item in objects.values()}
-        password = base64.b64decode(objects["Secret"]["data"]["password"]).decode()
-        host = objects["Service"]["spec"]["clusterIP"]
-        if len(annotations) > 1 or next(iter(annotations))[1:] != (self.user_id, self.client):
-            return f"its objects disagree: {annotations}"
-        return "" if f":{password}@tcp({host}:" in source else f"the cluster has {password} at {host}"
+    def mismatch(self, objects: dict[str, dict[str, Any]], source: str) -> str:
+        """Say how what the cluster holds does not fit a data source, if it does not."""
+        lease = objects["Lease"].get(f"user-{self.slug}")
+        if not lease:
+            return "there is no lease"
+        name, annotations = lease["spec"]["holderIdentity"], lease["metadata"]["annotations"]
+        secret, pod = objects["Secret"].get(name), objects["Pod"].get(name)
+        if not secret or not pod:
+            return f"the lease names {name}, of which is there: Secret {bool(secret)}, Pod {bool(pod)}"
+        if (annotations[playground.USER_ID], annotations[playground.CLIENT]) != (self.user_id, self.client):
+            return f"the lease is another's: {annotations}"
+        if playground.user_of(secret) != self.slug:
+            return f"the Secret of {name} is {playground.user_of(secret) or 'nobody'}'s"
+        password, seen = playground.password_in(secret), playground.seen_of(pod)
+        if not isinstance(seen, playground.Part) or seen.gone or not seen.ready:
+            return f"the Pod of {name} does not take queries: {pod['status']}"
+        there = f":{password}@tcp({seen.address}:"
+        return "" if there in source else f"the cluster has {there}"
 
     def beat(self) -> None:
         """Send a heart beat."""
@@ -447,7 +634,7 @@ class User(threading.Thread):
             self.sure = False
             self.settle(LAG_SECONDS if status in (200, -1) else DOUBT_SECONDS)
             if status == 200:
-                self.deleted.add(self.told)
+                self.deleted.add(test.DATA_SOURCE.sub(r"\3", self.told))
                 return
             self.soak.ending.wait(self.random.uniform(1, 4))
 
@@ -486,12 +673,15 @@ class User(threading.Thread):
             connection.close()
 
 
-def soak(seconds: float, seed: int) -> int:
-    """Soak; print what came of it; return the exit status."""
-    print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, idle after "
-          f"{IDLE_SECONDS:.0f} s, rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}", flush=True)
+def soak(seconds: float, seed: int, logs: str) -> int:
+    """Soak; print what came of it; keep the logs if a folder is given, or if they tell; return the status."""
+    print(f"{seconds:.0f} s, seed {seed}: {USERS} users of {len(CLIENTS)} clients, {SPARES} spares, idle "
+          f"after {IDLE_SECONDS:.0f} s, rounds of {ROUND_SECONDS:.0f} s, namespace {test.namespace}",
+          flush=True)
     this = Soak(seed)
     try:
+        for kind in PATHS:
+            threading.Thread(target=this.ledger.watch, args=(kind,), daemon=True).start()
         for server in this.servers:
             server.start()
             server.runs[-1].known()
@@ -514,7 +704,7 @@ def soak(seconds: float, seed: int) -> int:
     finally:
         this.ending.set()
         this.over.set()
-        for process in (this.proxy, *(run.process for server in this.servers for run in server.runs)):
+        for process in (this.ledger.proxy, *(run.process for server in this.servers for run in server.runs)):
             process.kill()
             process.wait()
     for what, count in sorted(this.counts.items()):
@@ -523,8 +713,9 @@ def soak(seconds: float, seed: int) -> int:
         print(f"          server {name}, {when}: "
               f"{', '.join(f'{value} {what}' for what, value in burdens.items())}")
     print(f"{len(this.wrongs):8}  things wrong")
-    if this.wrongs:
-        kept = tempfile.mkdtemp(prefix="soak-")
+    if this.wrongs or logs:
+        kept = logs or tempfile.mkdtemp(prefix="soak-")
+        os.makedirs(kept, exist_ok=True)
         for server in this.servers:
             for number, run in enumerate(server.runs):
                 shutil.copy(run.log_path, os.path.join(kept, f"{server.name}-{number}.log"))
@@ -539,13 +730,14 @@ def main() -> int:
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6),
                         help="what users and faults are drawn with")
+    parser.add_argument("--logs", default="", help="folder to keep the servers' logs in, in any case")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         test.set_up()
         for client in CLIENTS:
             test.gen_cert(client)
-        return soak(options.seconds, options.seed)
+        return soak(options.seconds, options.seed, options.logs)
     finally:
         test.tear_down()
 

@@ -566,5 +566,5 @@ def databases() -> dict[str, list[dict[str, Any]]]:
     names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
     for name in names:
         list(yaml.load_all(read(TEMPLATES, name), Unique))
-    values = {**playground.EXAMPLE, "now": playground.rfc3339(0)}
-    return {name: playground.Template(os.path.join(TEMPLATES, name)).fill(values) for name in names}
+    return {name: playground.Template(os.path.join(TEMPLATES, name)).objects_of(**playground.EXAMPLE)
+            for name in names}

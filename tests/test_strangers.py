@@ -366,7 +366,7 @@ class Fortress(unittest.TestCase):
             plain.connect(("127.0.0.1", server.port))
             with tls("alice").wrap_socket(plain, server_hostname="localhost") as connection:
                 files = self.settled(server)[1]
-                connection.settimeout(1)
+                connection.settimeout(5)
                 with contextlib.suppress(OSError):
                     # Until its answers fill every buffer between us, and it reads no more requests.
                     while True:
