@@ -401,7 +401,7 @@ class Lifecycle(unittest.TestCase):
             self.quiet(other)
 
     def holding(self, user_id: str, what: str = "") -> tuple[str, str]:
-        """Return a kubectl that holds the delete of a user's lease, or what is named, and the file that says so."""
+        """Return a kubectl that holds a delete, of the user's lease or as named, and the file that tells."""
         held, hold = path(f"held-{user_id}"), path(f"hold-{user_id}")
         what = what or f"/leases/user-{user_id} "
         with open(hold, "w", encoding="utf-8"):

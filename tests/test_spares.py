@@ -155,7 +155,8 @@ class Spares(unittest.TestCase):
             eventually(lambda: not self.ready(server), "they are known to be none")
             self.create(server, "served")
             self.assertNotIn(database_of("served"), lost)
-            eventually(lambda: not any(name in kubectl("get", "pod,secret") for name in lost), "they have gone")
+            eventually(lambda: not [name for name in lost if name in kubectl("get", "pod,secret")],
+                       "they have gone")
 
     def limit(self, resource: str, count: int) -> None:
         """Set a quota, and wait until it counts."""
@@ -182,7 +183,8 @@ class Spares(unittest.TestCase):
                                  (429, True, True), answer)
                 eventually(lambda: not objects_of("too-many"), "nothing is left")
             # Not again for the Retry-After.
-            self.assertEqual(len(server.lines("outcome=quota")), 1)
+            refused = [line for line in server.lines("outcome=quota") if "check the template" not in line]
+            self.assertEqual(len(refused), 1)
             kubectl("delete", "quota", "full")
             self.create(server, "somebody-else")
 
