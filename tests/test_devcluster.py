@@ -113,9 +113,10 @@ POD = ('{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels":
        '"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "50m"}}, '
        '"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}], '
        '"volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}]}}')
-EVENT = ('{"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "type": "Normal", "reason": "Told", '
-         '"message": "words", "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": '
-         '"2026-01-01T00:00:00Z", "involvedObject": {"kind": "Pod", "name": "n", "namespace": "NS"}}')
+EVENT = ('{"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "type": "Normal", '
+         '"reason": "Told", "message": "words", "firstTimestamp": "2026-01-01T00:00:00Z", '
+         '"lastTimestamp": "2026-01-01T00:00:00Z", '
+         '"involvedObject": {"kind": "Pod", "name": "n", "namespace": "NS"}}')
 LABELLED = ', "labels": {"database": "x1"}'
 FIXED = ('{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "%s"%s}, "immutable": true, '
          '"data": {"password": "%s"}}')
