@@ -209,8 +209,8 @@ def fuzz_template(data: bytes) -> None:
     del values["id"]
     invented = object.__new__(playground.Template)
     invented.hash, invented.objects = "", [{
-        "kind": "Pod", "metadata": {"name": "${name}"}, "texts": texts, "more": [{text: text} for text in texts],
-        "number": 1, "nothing": None}]
+        "kind": "Pod", "metadata": {"name": "${name}"}, "texts": texts,
+        "more": [{text: text} for text in texts], "number": 1, "nothing": None}]
     for template in (*TEMPLATES, invented):
         before = json.dumps(template.objects)
         wanted = filled(template.objects, values)
