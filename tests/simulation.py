@@ -515,7 +515,7 @@ class Watch:
     def __init__(self, server: Server, kind: str) -> None:
         self.server, self.kind, self.story = server, kind, server.story
         self.lag = self.story.rng.choice(self.story.lags)
-        self.at, self.state = 0, "cut"
+        self.at, self.state, self.deaf_until = 0, "cut", 0.0
         self.list()
 
     def do(self, pause: float, step: Step) -> None:
@@ -558,7 +558,8 @@ class Watch:
         """Tell later of what has happened."""
         if self.state == "idle" and self.at < len(self.story.api.history[self.kind]):
             self.state = "telling"
-            self.do((0.01 if self.story.ending else self.lag) * self.story.rng.expovariate(1), self.tell)
+            lag = (0.01 if self.story.ending else self.lag) * self.story.rng.expovariate(1)
+            self.do(max(lag, self.deaf_until - self.story.now), self.tell)
 
     def tell(self) -> None:
         """Tell of one event or of some, and go on."""
@@ -772,7 +773,8 @@ class Request:
                        f"{type(answer).__name__} {answer}" if isinstance(answer, Exception) else answer)
         if not isinstance(answer, Exception):
             (self.story.answered if self.what == "create" else self.story.deleted)(self, answer)
-        elif isinstance(answer, ApiError) and answer.status == 403 and self.client == self.person.client and self.story.ending:
+        elif isinstance(answer, ApiError) and answer.status == 403 and self.client == self.person.client and (
+                self.began > self.story.calm_at):
             raise Broken("the owner is taken for somebody else")
         elif isinstance(answer, ApiError) and answer.status == 409 and self.began > self.person.foreign_until + 30:
             raise Broken(f"a false 409: {answer}")
@@ -805,7 +807,7 @@ class Story:
     """One seed's story: the scheduler, who meddles, and what must hold."""
 
     FAULTS = ("kubectl", "slow pods", "stuck pods", "kill", "term", "clock", "pause", "cut", "quota", "policy", "outage",
-              "hand secret", "hand pod", "hand lease", "evict", "move", "restart", "relabel", "future", "templates")
+              "hand secret", "hand pod", "hand lease", "evict", "move", "restart", "relabel", "future", "templates", "deaf")
 
     def __init__(self, seed: int, make: type[Cluster] = Cluster, telling: bool = False) -> None:
         self.seed, self.make, self.telling = seed, make, telling
@@ -818,6 +820,7 @@ class Story:
         self.addresses: dict[str, Container] = {}
         self.thread: Thread = None  # type: ignore[assignment]
         self.down = self.ending = False
+        self.calm_at = float("inf")  # When everybody has heard of everything.
         # Each seed has its own mixture: what never happens in it lets the rest go further.
         self.faults = {fault for fault in self.FAULTS if rng.random() < rng.choice((0.1, 0.4))}
         self.kubectl_faults = rng.choice((0.05, 0.2))
@@ -876,7 +879,7 @@ class Story:
             self.meddle()
             for person in self.people:
                 self.after(self.rng.random(), functools.partial(self.live, person))
-            self.run_until(self.rng.uniform(30, FAULT_SECONDS))
+            self.run_until(self.rng.uniform(30, FAULT_SECONDS) * (1.5 if "deaf" in self.faults else 1))
             self.calm()
         finally:
             playground.secrets = secrets  # type: ignore[assignment]
@@ -919,14 +922,14 @@ class Story:
 
     def beat(self, person: Person, server: Server) -> None:
         """Have a person's beat heard."""
-        ending = self.ending
+        calm = self.now > self.calm_at
 
         def beat() -> None:
             known = server.cluster.users.get(person.slug)
             try:
                 said = server.cluster.beat(person.user_id, person.client)
             except ApiError as error:
-                if ending:
+                if calm:
                     raise Broken(f"the owner's beat is refused: {error}") from error
                 return  # The lease was another client's, as far as that server has heard.
             self.say(person.slug, f"beats at {server.name}", said)
@@ -981,6 +984,10 @@ class Story:
             server.troubled_at = server.paused_until
         elif fault == "cut":
             rng.choice(list(server.watches.values())).cut()
+        elif fault == "deaf":  # A connection that died silently.
+            watch = rng.choice(list(server.watches.values()))
+            self.say(server.name, f"watch {watch.kind} is deaf")
+            watch.deaf_until = self.now + playground.WATCH_SECONDS + playground.WATCH_GRACE_SECONDS
         elif fault == "quota":
             self.api.max_pods = rng.choice((len(pods), len(pods) + 1, 10 ** 6))
             self.say("hand", f"quota: {self.api.max_pods} Pods")
@@ -1034,9 +1041,8 @@ class Story:
             return
         self.say(server.name, "has stopped", "late" if late else "")
         server.kill()
-        told = [person for person in self.people if person.foreign_until < server.stopped_at]
-        for person in told if not late and server.troubled_at < server.stopped_at else ():
-            beats = [moment for moment, one in person.beats if one is server]
+        for person in self.people if not late and server.troubled_at < server.stopped_at else ():
+            beats = [moment for moment, one in person.beats if one is server and moment > person.foreign_until]
             if beats and person.database and person.written_order < max(beats) and not self.down:
                 raise Broken(f"the last beat of {person.slug} was not written")
         self.after(self.rng.uniform(0.1, 5), functools.partial(self.restart, server))
@@ -1184,6 +1190,7 @@ class Story:
             lease = self.api.objects.get(("Lease", f"user-{person.slug}"))
             served.append((person, client_of(lease) if lease else person.client))
         calm, until = self.now, self.now + CALM_SECONDS
+        self.calm_at = calm
         beat()
         for person, client in served:
             self.insist("create", person, client)

@@ -1,0 +1,108 @@
+"""The rules of the cluster hold in thousands of simulated stories; and a Cluster that breaks one of them is found out."""
+
+from __future__ import annotations
+
+import calendar
+import os
+import subprocess
+import sys
+import time
+import unittest
+from typing import Any
+
+import playground
+from playground import DATABASE, NOBODY, SELECTOR, USER, Cluster, Database, Order, User
+
+STORIES = 2000
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class MissingLeaseMeansFree(Cluster):
+    """Gives again what is a user's whose lease is not there."""
+
+    def pick(self) -> Database | None:
+        """Return a database without a lease."""
+        return next((one for one in self.databases.values() if one.secret and one.secret.user not in ("", NOBODY)
+                     and one.id not in self.holders and one.takes_queries()), super().pick())
+
+
+class LeasesByLabel(Cluster):
+    """Deletes leases as kubectl does: lists them, and then deletes what has the name by then."""
+
+    def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
+        """Delete a lease that may have been made anew meanwhile."""
+        label = f"{SELECTOR},{USER} in ({name[len('user-'):]})"
+        self.kubectl("delete", "leases", "-l", label, "--wait=false", "--ignore-not-found", "-o", "name", reason="")
+
+
+class LeasesBeforeSecrets(Cluster):
+    """Reads in the order in which they are written when it looks for garbage."""
+
+    def find_garbage(self, ids: list[str]) -> Any:
+        """Read leases, and then Secrets."""
+        users = {one.secret.user for one in map(self.databases.get, ids) if one and one.secret}
+        users |= {slug for id in ids for slug in self.holders.get(id, ())}
+        leases = self.read([f"leases/user-{user}" for user in sorted(users - {"", NOBODY})])
+        named = {item["spec"]["holderIdentity"] for item in leases}
+        items = {playground.key_of(item): item for item in self.read(
+            [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids if f"mysql-{id}" not in named])}
+        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids if f"mysql-{id}" not in named}
+        return ([id for id, secret in secrets.items() if not secret or playground.user_of(secret)],
+                [secret for id, secret in secrets.items() if secret and not playground.user_of(secret)
+                 and ("Pod", f"mysql-{id}") not in items])
+
+
+class TrimsWithoutClaiming(Cluster):
+    """Deletes spares that somebody may have been given meanwhile."""
+
+    def remove(self, database: Database) -> None:
+        """Delete a spare by its label."""
+        database.going = True
+        self.destroy(database.id)
+
+
+class IdleByWallClock(Cluster):
+    """Takes the time that is written for the time that it was."""
+
+    def is_idle(self, user: User) -> bool:
+        """Compare this machine's clock with another's."""
+        limit = self.settings.idle_timeout
+        if not (limit and user.lease and not user.order):
+            return False
+        renewed = calendar.timegm(time.strptime(user.lease.renewed[:19], playground.SECONDS))
+        return self.wall() - renewed > limit + 2 * self.spacing()
+
+
+# By name, and the seed whose story finds it.
+MUTANTS: dict[str, tuple[type[Cluster], int]] = {mutant.__name__: (mutant, seed) for mutant, seed in (
+    (MissingLeaseMeansFree, 0), (LeasesByLabel, 0), (LeasesBeforeSecrets, 0), (TrimsWithoutClaiming, 0), (IdleByWallClock, 0))}
+
+
+def simulate(*arguments: str) -> subprocess.Popen[str]:
+    """Start a simulation, whose stories are the same each time."""
+    return subprocess.Popen([sys.executable, "-m", "tests.simulation", *arguments], cwd=PROJECT, text=True,
+                            env={**os.environ, "PYTHONHASHSEED": "0"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+class TestSimulation(unittest.TestCase):
+    """What tests.simulation finds."""
+
+    def test_what_must_hold_holds_in_thousands_of_stories(self) -> None:
+        processors = os.cpu_count() or 1
+        cuts = [STORIES * number // processors for number in range(processors + 1)]
+        for process in [simulate("--seeds", str(first), str(last)) for first, last in zip(cuts, cuts[1:])]:
+            printed, _ = process.communicate()
+            self.assertEqual(process.returncode, 0, printed[-20_000:])
+
+    def test_each_broken_rule_is_found(self) -> None:
+        for name, (_, seed) in MUTANTS.items():
+            with self.subTest(name), simulate("--mutant", name, "--seed", str(seed)) as process:
+                printed, _ = process.communicate()
+                self.assertEqual(process.returncode, 1, printed[-2000:])
+                self.assertNotIn("crashed", printed)
+                whole = simulate("--seed", str(seed))
+                self.assertIn("hold", whole.communicate()[0][-200:])
+
+
+if __name__ == "__main__":
+    unittest.main()
