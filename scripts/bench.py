@@ -485,10 +485,9 @@ def given(namespace: str, users: list[str]) -> tuple[list[Items], list[Items]]:
         kubectl("-n", namespace, "get", "secrets", "-o", "json"))["items"]}
     claims, leases = [], []
     for user, item in zip(users, items):
-        secret = read[item["metadata"]["name"]]
-        secret["metadata"]["labels"]["playground.sqlflow.org/user"] = user
-        claims.append([secret])
-        leases.append([servers.lease(user, secret["metadata"]["name"].partition("-")[2])])
+        name = item["metadata"]["name"]
+        leases.append([servers.lease(user, name.partition("-")[2])])
+        claims.append([servers.claimed(read[name], leases[-1][0])])
     return leases, claims
 
 

@@ -172,14 +172,22 @@ def store() -> str:
 
 def database(user: str = "", client: str = "alice") -> list[dict[str, Any]]:
     """Return a spare's objects, or a user's with the lease, in the order in which ours makes them."""
-    id = secrets.token_hex(8)
-    objects = TEMPLATE.objects_of(id, secrets.token_hex(16), user, user, client if user else "")
-    return ([lease(user, id, client)] if user else []) + objects
+    id, password = secrets.token_hex(8), secrets.token_hex(16)
+    if not user:
+        return TEMPLATE.objects_of(id, password)
+    given = lease(user, id, client)
+    return [given, *TEMPLATE.objects_of(id, password, user, user, client, given["spec"]["acquireTime"])]
 
 
 def lease(user: str, id: str, client: str = "alice") -> dict[str, Any]:
     """Return a user's lease of a database."""
     return playground.lease_of(user, user, client, id, "127.0.0.1", playground.micro_time(time.time()))
+
+
+def claimed(secret: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return a spare's Secret as it is a user's who was given this lease."""
+    return playground.labelled({"kind": "Secret", **secret}, given["metadata"]["labels"][playground.USER],
+                               given["spec"]["acquireTime"])
 
 
 def stand_in(databases: int) -> str:
