@@ -2310,9 +2310,11 @@ class Cluster:
         """Write down the address that was answered; make the Pod again that a drained node took away."""
         if is_persistent(lease.holder) and self.template.persistent and self.standing(user) == "lacking":
             self.give(user, lease.user_id, lease.client)
-        elif user.answered not in ("", lease.address):
-            order = Order(self.given, "", user)
-            order.replaces.append(changed(lease.item, address=user.answered))
+            return
+        address = self.address(lease.holder) if lease.holder in self.databases else ""
+        if address and user.answered == address != lease.address:
+            order, now = Order(self.given, "", user), micro_time(self.wall())
+            order.replaces.append(changed(lease.item, renewed=now, address=address))
             self.start_order(self.making, order)
 
     def is_idle(self, user: User) -> bool:
