@@ -588,11 +588,14 @@ class Databases(unittest.TestCase):
 
     def test_pod_that_was_deleted_or_evicted_is_absent_and_its_user_is_told_of_another_database_once(
         self) -> None:
-        for user, lose in (("deleted", lambda name: delete_by_hand(f"pod/{name}")),
-                           ("evicted", lambda name: change_pod(name, phase="Failed", reason="Evicted"))):
+        for user in ("deleted", "evicted"):
             with self.subTest(user):
                 self.create(user)
-                lose(lost := database_of(user))
+                lost = database_of(user)
+                if user == "deleted":
+                    delete_by_hand(f"pod/{lost}")
+                else:
+                    change_pod(lost, phase="Failed", reason="Evicted")
                 self.wait_for(user, "absent")
                 listed = self.server.call("alice", "list_db")[1]["databases"]
                 self.assertIn((user, "absent"), [(entry["user_id"], entry["status"]) for entry in listed])
@@ -700,12 +703,12 @@ class Databases(unittest.TestCase):
         made = playground.Template(path("number.yaml"))
         cluster = playground.Cluster(playground.Kubectl("kubectl", "", harness.namespace), made,
                                      playground.Settings(0, 0, 0, 60, 0))
-        change = playground.Change(None, "quoted")
-        change.creates = made.objects_of("quoted", "5ecret0123456789abcdef5ecret0123")[:1]
+        order = playground.Order(lambda _: None, "quoted")
+        order.creates = made.objects_of("quoted", "5ecret0123456789abcdef5ecret0123")[:1]
         with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), \
                 self.assertLogs("playground") as logs:
-            cluster.carry_out([change])
-        [(_, outcome)] = change.failures
+            cluster.carry_out([order])
+        [(_, outcome)] = order.failures
         told = playground.told(outcome).message
         self.assertIn("outcome=invalid", logs.output[0])
         self.assertIn("***", logs.output[0])
@@ -714,13 +717,17 @@ class Databases(unittest.TestCase):
         self.assertIn("invalid", told)
 
     def test_stopping_server_finishes_what_is_in_flight(self) -> None:
-        with Running("--spare_databases=0").known() as one:
-            with ThreadPoolExecutor(1) as pool:
-                answer = pool.submit(one.call, "alice", "create_db", "last-minute")
-                eventually(lambda: len(objects_of("last-minute")) == 3, "it is under way")
-                one.process.send_signal(signal.SIGTERM)
-                self.assertEqual(answer.result()[0], 200)
-                self.assertEqual(answer.result()[2]["connection"], "close")
+        hold = path("hold-last")
+        option = stand_in("holding-last", f'case "$*" in *" create "*--validate=false*) '
+                          f"while [ -e {hold} ]; do sleep 0.05; done;; esac")
+        with open(hold, "w", encoding="utf-8"), Running(option).known() as one, ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(one.call, "alice", "create_db", "last-minute")
+            eventually(lambda: len(one.children()) > 3 and "last-minute" not in one.log(), "it is under way")
+            one.process.send_signal(signal.SIGTERM)
+            eventually(lambda: one.lines("event=stop"), "it has been told to stop")
+            os.remove(hold)
+            self.assertEqual(answer.result()[0], 200)
+            self.assertEqual(answer.result()[2]["connection"], "close")
             self.assertEqual(one.process.wait(PATIENCE_SECONDS), 0)
 
 
