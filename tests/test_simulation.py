@@ -1,4 +1,4 @@
-"""The rules of the cluster hold in thousands of simulated stories; and a Cluster that breaks one of them is found out."""
+"""What must hold holds in thousands of stories, and a Cluster that breaks a rule is found out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import unittest
 from typing import Any
 
 import playground
-from playground import DATABASE, NOBODY, SELECTOR, USER, Cluster, Database, Order, User
+from playground import NOBODY, SELECTOR, USER, Cluster, Database, Order, User
 
 STORIES = 2000
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -22,8 +22,9 @@ class MissingLeaseMeansFree(Cluster):
 
     def pick(self) -> Database | None:
         """Return a database without a lease."""
-        return next((one for one in self.databases.values() if one.secret and one.secret.user not in ("", NOBODY)
-                     and one.id not in self.holders and one.takes_queries()), super().pick())
+        free = (one for one in self.databases.values() if one.id not in self.holders and one.takes_queries()
+                and one.secret and one.secret.user not in ("", NOBODY))
+        return next(free, super().pick())
 
 
 class LeasesByLabel(Cluster):
@@ -32,7 +33,8 @@ class LeasesByLabel(Cluster):
     def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
         """Delete a lease that may have been made anew meanwhile."""
         label = f"{SELECTOR},{USER} in ({name[len('user-'):]})"
-        self.kubectl("delete", "leases", "-l", label, "--wait=false", "--ignore-not-found", "-o", "name", reason="")
+        self.kubectl("delete", "leases", "-l", label, "--wait=false", "--ignore-not-found", "-o", "name",
+                     reason="end a lease")
 
 
 class LeasesBeforeSecrets(Cluster):
@@ -44,9 +46,10 @@ class LeasesBeforeSecrets(Cluster):
         users |= {slug for id in ids for slug in self.holders.get(id, ())}
         leases = self.read([f"leases/user-{user}" for user in sorted(users - {"", NOBODY})])
         named = {item["spec"]["holderIdentity"] for item in leases}
+        ids = [id for id in ids if f"mysql-{id}" not in named]
         items = {playground.key_of(item): item for item in self.read(
-            [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids if f"mysql-{id}" not in named])}
-        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids if f"mysql-{id}" not in named}
+            [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids])}
+        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids}
         return ([id for id, secret in secrets.items() if not secret or playground.user_of(secret)],
                 [secret for id, secret in secrets.items() if secret and not playground.user_of(secret)
                  and ("Pod", f"mysql-{id}") not in items])
@@ -73,15 +76,18 @@ class IdleByWallClock(Cluster):
         return self.wall() - renewed > limit + 2 * self.spacing()
 
 
-# By name, and the seed whose story finds it.
+# With the seed of the story that finds it. A change of Cluster makes another story of each seed: then one of
+# the next ones may be it.
 MUTANTS: dict[str, tuple[type[Cluster], int]] = {mutant.__name__: (mutant, seed) for mutant, seed in (
-    (MissingLeaseMeansFree, 0), (LeasesByLabel, 0), (LeasesBeforeSecrets, 0), (TrimsWithoutClaiming, 0), (IdleByWallClock, 0))}
+    (MissingLeaseMeansFree, 6), (LeasesByLabel, 499), (LeasesBeforeSecrets, 185), (TrimsWithoutClaiming, 7),
+    (IdleByWallClock, 11))}
 
 
-def simulate(*arguments: str) -> subprocess.Popen[str]:
+def simulate(*arguments: object) -> subprocess.Popen[str]:
     """Start a simulation, whose stories are the same each time."""
-    return subprocess.Popen([sys.executable, "-m", "tests.simulation", *arguments], cwd=PROJECT, text=True,
-                            env={**os.environ, "PYTHONHASHSEED": "0"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "tests.simulation", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    return subprocess.Popen(command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE)
 
 
 class TestSimulation(unittest.TestCase):
@@ -90,18 +96,17 @@ class TestSimulation(unittest.TestCase):
     def test_what_must_hold_holds_in_thousands_of_stories(self) -> None:
         processors = os.cpu_count() or 1
         cuts = [STORIES * number // processors for number in range(processors + 1)]
-        for process in [simulate("--seeds", str(first), str(last)) for first, last in zip(cuts, cuts[1:])]:
-            printed, _ = process.communicate()
-            self.assertEqual(process.returncode, 0, printed[-20_000:])
+        runs = [simulate("--seeds", first, last) for first, last in zip(cuts, cuts[1:])]
+        told = [run.communicate()[0] for run in runs]
+        for run, story in zip(runs, told):
+            self.assertEqual(run.returncode, 0, story[-20_000:])
 
-    def test_each_broken_rule_is_found(self) -> None:
+    def test_broken_rule_is_found(self) -> None:
         for name, (_, seed) in MUTANTS.items():
-            with self.subTest(name), simulate("--mutant", name, "--seed", str(seed)) as process:
-                printed, _ = process.communicate()
-                self.assertEqual(process.returncode, 1, printed[-2000:])
-                self.assertNotIn("crashed", printed)
-                whole = simulate("--seed", str(seed))
-                self.assertIn("hold", whole.communicate()[0][-200:])
+            with self.subTest(name), simulate("--mutant", name, "--seeds", seed, seed + 1500) as run:
+                told = run.communicate()[0].splitlines()
+                self.assertEqual(run.returncode, 1, told[-1:])
+                self.assertRegex(told[-1], r"^seed \d+: .* (loses|and is|is answered) ")
 
 
 if __name__ == "__main__":
