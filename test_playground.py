@@ -123,15 +123,10 @@ class Start(unittest.TestCase):
             self.assertIn(expected, line)
             self.assertIn(path("changed.yaml"), line)
         lacking("Secret", lambda item: item["stringData"].clear(), "stringData: password: ${password}")
-        lacking("Service", lambda item: item["metadata"].update(name="mysql"), "metadata: name: ${name}")
-        lacking("StatefulSet", lambda item: item["metadata"]["annotations"].popitem(),
-                "last-heart-beat: ${now}")
-        lacking("Service", lambda item: item["metadata"]["annotations"].popitem(), "set: ${set}")
-        lacking("StatefulSet", lambda item: item["spec"]["template"]["metadata"].clear(),
-                "spec: template: metadata: labels")
-        lacking("StatefulSet", lambda item: item["spec"].update(serviceName="${pasword}"),
+        lacking("Pod", lambda item: item["metadata"].update(name="mysql"), "metadata: name: ${name}")
+        lacking("Pod", lambda item: item["spec"].update(hostname="${pasword}"),
                 "unknown placeholder ${pasword}")
-        lacking("StatefulSet", lambda item: item.update(kind="Deployment"), "one StatefulSet")
+        lacking("Pod", lambda item: item.update(kind="Deployment"), "one Pod and one Secret")
         with open(path("broken.yaml"), "w", encoding="utf-8") as file:
             file.write("a: [")
         self.assertIn("is not YAML", refused(f"--templates={path()}", "--db_template=broken.yaml"))

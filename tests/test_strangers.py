@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import re
-import resource
-import select
 import shutil
 import signal
 import socket
@@ -43,7 +41,6 @@ from tests.harness import (
     path,
     receive_all,
     refused,
-    stand_in,
     stepping,
     tls,
 )
@@ -313,27 +310,6 @@ class Fortress(unittest.TestCase):
                             connection.shutdown(socket.SHUT_WR)  # Half-closed.
                 self.assertEqual(server.call("bob", "status")[0], 200)
             eventually(lambda: self.burden(server) <= before, "its threads and files are as before")
-
-    def test_without_a_thread_to_be_had_a_slow_request_is_503_and_others_are_answered(self) -> None:
-        create = (b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n"
-                  b'{"user_id": "a"}')
-        with Running(stand_in("waiting", "exec sleep 1000")) as server, contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(server.connect()) for _ in range(20)]
-            self.assertTrue(all(map(is_answered, connections)))
-            with open(f"/proc/{server.process.pid}/status", encoding="utf-8") as file:
-                size = int(re.findall(r"VmSize:\s+(\d+) kB", file.read())[0]) * 1024
-            # No new thread's stack fits.
-            resource.prlimit(server.process.pid, resource.RLIMIT_AS, (size + 2 ** 21, resource.RLIM_INFINITY))
-            for connection in connections:  # Some get the stack of a thread that has ended.
-                connection.sendall(create * 9)
-            refused, _, _ = select.select(connections, [], [], playground.CREATE_SECONDS / 2)
-            answer = refused[0].recv(65536)
-            self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
-            self.assertIn(b"\r\nRetry-After: ", answer)
-            self.assertIn(b"out of threads", answer)
-            self.assertEqual(server.call("bob", "status")[0], 200)
-            with server.connect() as connection:
-                self.assertTrue(is_answered(connection))
 
     def test_client_that_sends_ahead_without_end_keeps_nobody_waiting(self) -> None:
         with Running() as server, server.connect() as greedy:
