@@ -1503,6 +1503,7 @@ class User:
         self.answered = ""  # The address that was told from here.
         # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
         self.looked_at = self.gone_at = float("-inf")
+        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
         self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
@@ -1676,7 +1677,7 @@ class Cluster:
             standing = "bare"
         unsure = (user.foreign or standing in ("lost", "bare", "lacking")
                   or standing == "absent" and self.template.persistent)
-        if unsure and user.looked_at < started:
+        if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user)  # The watches may be late, one behind the other.
         elif user.foreign and standing in ("absent", "lost", "bare"):
             raise ApiError(409, user.foreign)
@@ -2475,6 +2476,8 @@ class Cluster:
             self.holders.setdefault(lease.holder, {})[user.slug] = None
         for id in {one.holder for one in (was, lease) if one}:
             self.index_spare(id)
+        if not was or not lease or (was.uid, was.holder) != (lease.uid, lease.holder):
+            user.changed_at = now
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
@@ -2502,6 +2505,7 @@ class Cluster:
         if secret and secret.user and pod and pod.no_room and not database.made_room:
             database.made_room = self.make_room() or True
         for slug in self.holders.get(database.id, ()):
+            self.user(slug).changed_at = now
             self.changed[slug] = None
         if not database.objects:
             del self.databases[database.id]
