@@ -108,9 +108,10 @@ READ_BYTES = 8 * 1024
 REQUESTS_A_TURN = 16
 
 # Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
-# one customer of a provider has) that holds most of them makes room. With strangers opening 1,000 connections
-# a second from one address, one that is slow by itself has 256 / 1,000 = 0.25 s for its handshake, which
-# takes 10 ms; one from another address is not touched while any holds more. It does not bound their rate.
+# one customer of a provider has) that holds most of them makes room, first one that was refused and told so.
+# With strangers opening 1,000 connections a second from one address, one that is slow by itself has
+# 256 / 1,000 = 0.25 s for its handshake, which takes 10 ms; one from another address is not touched while any
+# holds more. It does not bound their rate.
 MAX_HANDSHAKES = 256
 # Times that a handshake's bytes are taken up; it is refused beyond it. Three do in a fast network, some ten
 # in one with small packets; each costs as much as a request, and a stranger's bytes can come one by one.
@@ -367,7 +368,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             crowd = collections.Counter(stranger.network for stranger in self.strangers).most_common(1)[0][0]
-            next(stranger for stranger in self.strangers if stranger.network == crowd).make_room()
+            crowded = (stranger for stranger in self.strangers if stranger.network == crowd)
+            min(crowded, key=lambda stranger: stranger.state != "lingering").make_room()
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -1466,6 +1468,10 @@ class Database:
         """Tell whether its container is ready, and stays."""
         return bool(self.pod and self.pod.ready and not self.pod.gone)
 
+    def has_lost_its_password(self) -> bool:
+        """Tell whether its volume is there without its Secret, and that must never be made anew."""
+        return "PersistentVolumeClaim" in self.objects and not self.secret
+
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
         free = self.secret and not self.secret.user and not self.promised and not self.going
@@ -1485,7 +1491,8 @@ class User:
         self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
         self.unwritten = False
         self.answered = ""  # The address that was told from here.
-        self.looked_at = float("-inf")  # When what the cluster holds was last read afresh.
+        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
+        self.looked_at = self.gone_at = float("-inf")
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
         self.note = ""
@@ -1499,7 +1506,7 @@ class Order:
     """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
 
     def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
-        self.then, self.id, self.user = then, id, user
+        self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
         # Leases, and Secrets of spares that go: by who saw their version;
         self.replaces: list[dict[str, Any]] = []
         self.creates: list[dict[str, Any]] = []
@@ -1634,6 +1641,7 @@ class Cluster:
         user = self.user(slug(user_id))
         if user.lease:
             check_owner(user.lease, user_id, client)
+            user.heard_at, user.unwritten = self.clock(), True
         if user.failure:
             raise user.failure[0]
         standing = self.standing(user)
@@ -1651,6 +1659,8 @@ class Cluster:
         """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
         lease = user.lease
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
+        if standing == "absent" and database and database.has_lost_its_password():
+            standing = "bare"
         unsure = standing in ("lost", "bare", "lacking") or standing == "absent" and self.template.persistent
         if unsure and user.looked_at < started:
             self.look(user)  # The watches may be late, one behind the other.
@@ -1685,16 +1695,15 @@ class Cluster:
             check_owner(user.lease, user_id, client)
         if user.failure and user.failure[1] <= self.clock():  # Else it is one of creating.
             raise user.failure[0]
-        if user.looked_at >= started and not user.lease and not user.order:
-            if user.foreign:
-                raise ApiError(409, user.foreign)
+        if user.gone_at >= started and not (user.foreign and not user.lease):
             return True
+        if user.looked_at >= started and user.foreign and not user.lease:
+            raise ApiError(409, user.foreign)
         if late:
             raise unavailable("the cluster did not answer in time: ask again")
         if not user.order and user.looked_at < started:
             self.look(user)
-        elif not user.order:
-            user.note = ""
+        elif not user.order and user.lease:
             self.end(user)
         return False
 
@@ -1766,7 +1775,7 @@ class Cluster:
         if is_persistent(user.lease.holder):
             if any(part.gone for kind, part in objects.items() if kind != "Secret"):
                 return "going"
-            if "Secret" not in objects and "PersistentVolumeClaim" in objects:
+            if database and database.has_lost_its_password():
                 return "bare"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
@@ -1798,7 +1807,7 @@ class Cluster:
         if not address or not password:
             raise ApiError(502, NO_ADDRESS if password else NO_PASSWORD)
         note = user.note or (MOVED if self.has_moved(user, address) else "")
-        user.heard_at, user.unwritten, user.note, user.answered = now, True, "", address
+        user.note, user.answered = "", address
         if user.asked:
             (began, origin), user.asked = user.asked, None
             metrics.add("databases_given_total", 1, **{"from": origin})
@@ -1961,22 +1970,23 @@ class Cluster:
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
         parts = [kind for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret") if kind in objects]
         # Its volume stays, and the password, and the lease, which says so.
-        if is_persistent(id) and then == self.swept:
+        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
             order.replaces.append(changed(user.lease.item, kept=True))
             parts = parts[:-2] if "PersistentVolumeClaim" in parts else parts
-        else:
-            order.deletes.append(("Lease", name, user.lease.uid, user.lease.version))
         if is_persistent(id):  # Names that are used again: by uid.
             order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
-        # A spare, or somebody else's by now, stays: it was never given to this one.
-        elif id in self.databases:
+        elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             record = self.databases[id].record
             order.ends = bool(record and record.user == user.slug)
+        if not order.replaces:  # Last: while it is there, what is left of a volume is known.
+            version = 0 if is_persistent(id) else user.lease.version
+            order.deletes.append(("Lease", name, user.lease.uid, version))
         self.start_order(self.ending, order)
 
     def remove(self, database: Database) -> None:
         """Order the end of a spare, unless somebody gives it away first."""
-        assert database.secret
+        if not database.secret or database.secret.user not in ("", NOBODY):
+            return
         database.going = True
         order = Order(self.gone, database.id)
         order.replaces.append(labelled(database.secret.item, NOBODY))
@@ -2072,6 +2082,8 @@ class Cluster:
                 self.databases[order.id].promised = False
             if user := order.user:
                 client, user.order, user.coming = user.coming, None, ""
+                if any(item["kind"] == "Lease" for item in order.made):
+                    user.written_at = self.clock()
                 if client and not (user.lease and user.lease.client == client):
                     self.by_client[client].pop(user.slug, None)
                 self.touch(user)
@@ -2105,12 +2117,13 @@ class Cluster:
         """Take up what came of an end."""
         user = order.user
         if order.id in self.databases:  # What goes takes queries no more, whatever a late watch shows.
-            self.databases[order.id].going = not order.failures
+            self.databases[order.id].going = order.ends and not order.failures
         if not user:
             return
         if not order.failures:
-            for kind, _, uid, _ in order.deletes:
-                if kind == "Lease" and user.lease and user.lease.uid == uid:
+            for uid in [uid for kind, _, uid, _ in order.deletes if kind == "Lease"]:
+                user.gone_at = self.clock()
+                if user.lease and user.lease.uid == uid:
                     user.ended = uid
                     self.learn_lease(user, None)
         elif order.failures[0][1].reason == "conflict":
@@ -2149,21 +2162,26 @@ class Cluster:
             self.learn_item(item)
         there = {key_of(item): item for item in items}
         for look in looks:
-            user, lease = look.user, there.get(("Lease", f"user-{look.user.slug}"))
+            user = look.user
             self.touch(user)
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
                 continue
-            user.looked_at = look.ordered
-            if lease and not is_ours(lease):
-                user.failure = ApiError(409, FOREIGN.format(key_of(lease)[1])), self.clock()
-            elif not lease and user.lease is look.lease:
-                self.learn("Lease", f"user-{user.slug}", None)
             id = look.lease.holder if look.lease else ""
+            keys = [("Lease", f"user-{user.slug}"), ("Secret", f"mysql-{id}"), ("Pod", f"mysql-{id}")]
+            read = there.get(keys[0])
+            # What it names now must be what was read with it.
+            if not user.lease or read and seen_of(read)[2] == user.lease.holder:
+                user.looked_at = look.ordered
+            foreign = [key for key in keys if key in there and not is_ours(there[key])]
+            user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
+            if keys[0] not in there:
+                user.gone_at = look.ordered
+                if user.lease is look.lease:
+                    self.learn_lease(user, None)
+            objects = self.databases[id].objects if id in self.databases else {}
             for kind, seen in look.objects.items():
-                if id in self.databases and (kind,
-                                             f"mysql-{id}") not in there and self.databases[id].objects.get(
-                                                 kind) is seen:
+                if objects.get(kind) is seen and (kind, f"mysql-{id}") not in there:
                     self.learn(kind, f"mysql-{id}", None)
             if look.idle and self.is_idle(user):
                 self.end(user, self.swept)
@@ -2229,7 +2247,7 @@ class Cluster:
         if failure and failure.reason != "not found":
             self.round.failed = True
             if failure.reason == "timeout":  # Half as many may be written in time.
-                self.beats_at_once = max(self.beats_at_once // 2, 10)
+                self.beats_at_once = max(len(due) // 2, 10)
             return self.end_round()
         self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
         return self.write_beats(spacing)
@@ -2276,10 +2294,10 @@ class Cluster:
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
-        if order.user and order.user.lease and not order.failures:
-            lease = order.user.lease
+        if order.lease and not order.failures:
             metrics.add("databases_swept_total")
-            log.info(logfmt("sweep", user=lease.user_id, client=lease.client, last_beat=lease.renewed))
+            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
+                            last_beat=order.lease.renewed))
         self.gone(order)
 
     def is_suspect(self, database: Database) -> bool:
@@ -2389,6 +2407,8 @@ class Cluster:
         kind, metadata = item["kind"], item["metadata"]
         known = max(self.versions.get(kind, 0), self.version_of(kind, metadata["name"]))
         if kind in KINDS and is_ours(item) and int(metadata["resourceVersion"]) > known:
+            if kind in self.unseen:  # It may go before the listing that is under way comes to it.
+                self.unseen[kind].add(metadata["name"])
             self.learn(kind, metadata["name"], seen_of(item))
 
     def learn(self, kind: str, name: str, seen: Seen | None) -> None:
@@ -2414,8 +2434,12 @@ class Cluster:
         for id in {one.holder for one in (was, lease) if one}:
             self.index_spare(id)
         if lease and (not was or was.holder != lease.holder):
-            user.leased_at, user.answered = now, ""
-        if lease and (not was or was.renewed != lease.renewed):
+            user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
+        if not lease:
+            user.note = ""
+        elif not was or was.uid != lease.uid:
+            user.heard_at, user.written_at = now, float("-inf")  # Nobody knows when it was written.
+        elif was.renewed != lease.renewed:
             user.heard_at = user.written_at = now
         self.touch(user)
 
@@ -2459,7 +2483,8 @@ class Cluster:
 
         Kubernetes API Concepts, "Efficient detection of changes".
         """
-        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(SELECTOR)}"
+        selector = SELECTOR if kind == "Lease" else f"{SELECTOR},{DATABASE}"
+        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(selector)}"
         version, pause, troubled = "", WATCH_PAUSES_SECONDS[0], False
         while True:
             started = time.monotonic()
@@ -2530,11 +2555,8 @@ class Cluster:
         """Take a part of a listing, but for what was written since."""
         for name, seen in portion:
             self.unseen[kind].discard(name)
-            before = self.version_of(kind, name)
-            if seen.version > before:
+            if seen.version > self.version_of(kind, name):
                 self.learn(kind, name, seen)
-            if before < 0 and kind == "Lease":  # Nobody knows when that was written: see `overdue`.
-                self.user(name.partition("-")[2]).written_at = float("-inf")
 
     def end_listing(self, kind: str, version: int) -> None:
         """Forget what was not listed, unless it was made since."""
@@ -2668,8 +2690,9 @@ def changed(lease: dict[str, Any], kept: bool = False, renewed: str = "", addres
 
 
 def is_ours(item: dict[str, Any]) -> bool:
-    """Tell whether an object carries this playground's label."""
-    return OURS.items() <= (item["metadata"].get("labels") or {}).items()
+    """Tell whether an object carries this playground's labels."""
+    labels = item["metadata"].get("labels") or {}
+    return OURS.items() <= labels.items() and (item["kind"] == "Lease" or DATABASE in labels)
 
 
 def is_persistent(id: str) -> bool:
@@ -3611,6 +3634,12 @@ def check(options: argparse.Namespace) -> int:
             say(f"quota {item['metadata']['name']}: "
                 + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
+            room = databases_in(limits, template) if template else None
+            if room is not None:
+                wanted = options.max_databases + options.spare_databases
+                problem = f"--max_databases and --spare_databases are {wanted}: raise it, or lower them"
+                say(f"quota {item['metadata']['name']} has room for {room} databases",
+                    problem if room < wanted else "")
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return 1 if wrong else 0
@@ -3632,6 +3661,17 @@ def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
 
 
 UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
+
+
+def databases_in(hard: dict[str, str], template: Template) -> int | None:
+    """Return how many databases a quota allows (Kubernetes, "Resource Quotas"), or None if any number."""
+    needs: collections.Counter[str] = collections.Counter(pods=1, secrets=1)
+    for container in template.objects[-1]["spec"]["containers"]:
+        for what, amounts in (container.get("resources") or {}).items():
+            for name, amount in amounts.items():
+                needs[f"{what}.{name}"] += quantity(str(amount))  # type: ignore[assignment]
+    rooms = [int(quantity(hard[name]) // needs[name]) for name in needs.keys() & hard.keys()]
+    return min(rooms, default=None)
 
 
 def quantity(text: str) -> float:

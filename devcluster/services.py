@@ -21,6 +21,7 @@ class Proxy:
 
     def __init__(self, store: Store) -> None:
         self.store, self.loop = store, asyncio.new_event_loop()
+        self.loop.slow_callback_duration = float("inf")  # A busy machine is slow, and nothing is wrong.
         self.listening: dict[str, list[asyncio.AbstractServer]] = {}
         threading.Thread(target=self.loop.run_forever, name="proxy", daemon=True).start()
 

@@ -373,43 +373,40 @@ class Pods(unittest.TestCase):
             server.process.send_signal(signal.SIGCONT)
 
     def test_first_start_that_was_killed_is_made_anew_and_what_was_ready_is_kept(self) -> None:
-        """With stand-ins for the image's programs: a first start makes a folder, and a table at its end."""
         os.makedirs(path("image"))
-        for name, script in (("docker-entrypoint.sh", f"""
-                [ -e {path('data')}/mysql ] || new=yes
-                mkdir -p {path('data')}/mysql
-                [ -z "$new" ] || [ "$KILLED" ] || touch {path('data')}/mysql/table
+        # In place of the image's: a first start makes a folder and, if it comes to its end, a table in it.
+        for name, script in (("docker-entrypoint.sh", """
+                [ -e "$DATA"/mysql ] || first=yes
+                mkdir -p "$DATA"/mysql
+                [ ! "$first" ] || [ "$KILLED" ] || touch "$DATA"/mysql/table
                 [ "$*" = "$EXPECTED" ]"""), ("mariadb", '[ "$MYSQL_PWD" = "$TAKEN" ]')):
             with open(path("image", name), "w", encoding="utf-8") as file:
                 file.write(f"#!/bin/sh\n{script}\n")
             os.chmod(file.name, 0o755)
-        for place in ("mysql.yaml: Pod", "mysql-persistent.yaml: Pod"):
-            (pod,) = (pod for name, pod in pods().items() if name.startswith(place))
-            container = pod["containers"][0]
-            shutil.rmtree(path("data"), ignore_errors=True)
-            os.mkdir(path("data"))
+        for place, pod in pods().items():
+            if place.startswith(("mysql.yaml", "mysql-persistent.yaml")):
+                with self.subTest(place):
+                    self.kill_a_first_start(pod["containers"][0], tempfile.mkdtemp(dir=path()))
 
-            def run(command: list[str], here: dict[str, Any] = container, **more: str) -> int:
-                return subprocess.run(
-                    [word.replace("/var/lib/mysql", path("data")) for word in command],
-                    env={"PATH": f"{path('image')}:{os.environ['PATH']}", "MARIADB_ROOT_PASSWORD": "p",
-                         "EXPECTED": " ".join(here["args"]), **more}).returncode
+    def kill_a_first_start(self, container: dict[str, Any], data: str) -> None:
+        def run(command: list[str], **variables: str) -> int:
+            environment = {"PATH": f"{path('image')}:{os.environ['PATH']}", "MARIADB_ROOT_PASSWORD": "p",
+                           "EXPECTED": " ".join(container["args"]), "DATA": data, **variables}
+            return subprocess.run([word.replace("/var/lib/mysql", data) for word in command],
+                                  env=environment).returncode
 
-            def start(here: dict[str, Any] = container, **more: str) -> bool:
-                self.assertEqual(run(here["command"] + here["args"], **more), 0)
-                return os.path.exists(path("data/mysql/table"))
-            startup = container["startupProbe"]["exec"]["command"]
-            with self.subTest(place):
-                self.assertFalse(start(KILLED="yes"))
-                self.assertFalse(start(KILLED="yes"))
-                self.assertTrue(start())
-                self.assertNotEqual(run(startup, TAKEN="another"), 0)  # Its server is not up so far.
-                os.remove(path("data/mysql/table"))
-                self.assertTrue(start())
-                self.assertEqual(run(startup, TAKEN="p"), 0)
-                os.rename(path("data/mysql/table"), path("data/mysql/renamed"))  # By its user.
-                self.assertFalse(start())
-                self.assertTrue(os.path.exists(path("data/mysql/renamed")))
+        def start(**variables: str) -> list[str]:
+            self.assertEqual(run(container["command"] + container["args"], **variables), 0)
+            return os.listdir(f"{data}/mysql")
+        ready = container["startupProbe"]["exec"]["command"]
+        self.assertEqual(start(KILLED="yes"), [])
+        self.assertEqual(start(), ["table"])
+        self.assertNotEqual(run(ready, TAKEN="another"), 0)  # Its server is not up so far.
+        os.remove(f"{data}/mysql/table")  # As if it had been killed before that.
+        self.assertEqual(start(), ["table"])
+        self.assertEqual(run(ready, TAKEN="p"), 0)
+        os.rename(f"{data}/mysql/table", f"{data}/mysql/of-its-user")
+        self.assertEqual(start(), ["of-its-user"])
 
     @unittest.skipUnless(shutil.which("mysqld") and shutil.which("mysql_install_db"),
                          "no MariaDB: apt-get install mariadb-server-core")

