@@ -602,6 +602,15 @@ class Lifecycle(unittest.TestCase):
             eventually(lambda: not {"mysql-podless", "mysql-secretless"} & left(), "halves go later")
             self.assertIn("mysql-whole", left())
 
+    def test_what_120_users_have_left_is_swept_within_some_rounds(self) -> None:
+        create_by_hand(*({"apiVersion": "v1", "kind": "Secret", "metadata": {
+            "name": f"mysql-left{number}", "labels": {
+                **playground.OURS, playground.DATABASE: f"left{number}", playground.USER: f"gone-{number}"}}}
+            for number in range(120)))
+        with Running("--sweep_interval=0.5", "--spare_databases=0").known():
+            eventually(lambda: not kubectl("get", "secret", "-l", playground.DATABASE, "-o", "name"),
+                       "all is swept")
+
     @unittest.skipUnless(REAL, "needs admission webhooks, which devcluster does not know")
     def test_delete_that_a_webhook_refuses_fails_only_its_user(self) -> None:
         users = [f"guarded-{number}" for number in range(5)]
