@@ -293,6 +293,9 @@ class Process:
         options = zip(arguments, arguments[1:])
         values = {name: value for name, value in options if name in ("-f", "-o", "-l", "-p")}
         names = [one for one in arguments[1:] if one[0] != "-" and one not in values.values()]
+        if verb == "get":
+            items = json.loads(stdin)["items"]
+            names = [f"{KINDS[item['kind']][0]}/{item['metadata']['name']}" for item in items]
         if "--raw" in arguments:  # delete
             kind, name = RESOURCES[names[0].split("/")[-2]], names[0].split("/")[-1]
             sure = json.loads(stdin)["preconditions"]
