@@ -2206,7 +2206,7 @@ class Cluster:
             user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
             if keys[0] not in there:
                 user.gone_at = look.ordered
-                if user.lease is look.lease:
+                if user.lease and user.lease is look.lease:
                     self.learn_lease(user, None)
             objects = self.databases[id].objects if id in self.databases else {}
             for kind, seen in look.objects.items():
