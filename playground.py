@@ -1503,6 +1503,7 @@ class User:
         self.answered = ""  # The address that was told from here.
         # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
         self.looked_at = self.gone_at = float("-inf")
+        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
         self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
@@ -1676,7 +1677,7 @@ class Cluster:
             standing = "bare"
         unsure = (user.foreign or standing in ("lost", "bare", "lacking")
                   or standing == "absent" and self.template.persistent)
-        if unsure and user.looked_at < started:
+        if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user)  # The watches may be late, one behind the other.
         elif user.foreign and standing in ("absent", "lost", "bare"):
             raise ApiError(409, user.foreign)
@@ -2164,18 +2165,24 @@ class Cluster:
 
     def look_at(self, looks: list[Look]) -> Any:
         """Read users' leases, and then what they name, as a thread; return the objects."""
-        leases = self.read([f"leases/user-{look.user.slug}" for look in looks])
+        leases = self.read([("Lease", f"user-{look.user.slug}") for look in looks])
         names = {str(item["spec"].get("holderIdentity")) for item in leases}
         names |= {f"mysql-{look.lease.holder}" for look in looks if look.lease}
         names |= {f"mysql-user-{look.user.slug}" for look in looks if self.template.persistent}
         return leases + self.read([
-            f"{KINDS[kind][0]}/{name}" for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
+            (kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
             if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))])
 
-    def read(self, names: list[str]) -> list[dict[str, Any]]:
-        """Read objects by resource and name; those that are not there are left out. Raises KubectlError."""
-        return list(documents(self.kubectl("get", *names, "--ignore-not-found", "-o", "json",
-                                           reason=f"read {len(names)} objects afresh"))) if names else []
+    def read(self, keys: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Read objects by kind and name; those that are not there are left out. Raises KubectlError.
+
+        Named on the command line they would be read at 5 a second, which is kubectl's limit there.
+        """
+        items = [{"apiVersion": KINDS[kind][1], "kind": kind, "metadata": {"name": name}}
+                 for kind, name in keys]
+        return list(documents(self.kubectl("get", "-f", "-", "--ignore-not-found", "-o", "json",
+                                           reason=f"read {len(items)} objects afresh",
+                                           stdin=listed(items)))) if items else []
 
     def looked(self, looks: list[Look], found: Any) -> None:
         """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
@@ -2349,11 +2356,11 @@ class Cluster:
         Secrets first and leases second: who gives writes them the other way round, so that no lease that
         names a database can be missed. `suspects` are ids, with the slugs of the leases that name them.
         """
-        names = [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in suspects]
-        items = {key_of(item): item for item in self.read(names)}
+        keys = [(kind, f"mysql-{id}") for kind in ("Secret", "Pod") for id in suspects]
+        items = {key_of(item): item for item in self.read(keys)}
         secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in suspects}
         users = {*map(user_of, secrets.values()), *itertools.chain(*suspects.values())} - {"", NOBODY}
-        leases = [seen_of(item) for item in self.read([f"leases/user-{user}" for user in sorted(users)])]
+        leases = [seen_of(item) for item in self.read([("Lease", f"user-{user}") for user in sorted(users)])]
         named = {lease.holder for lease in leases if isinstance(lease, Lease)}
         given = {(lease.holder, lease.acquired) for lease in leases if isinstance(lease, Lease)}
         ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
@@ -2469,6 +2476,8 @@ class Cluster:
             self.holders.setdefault(lease.holder, {})[user.slug] = None
         for id in {one.holder for one in (was, lease) if one}:
             self.index_spare(id)
+        if not was or not lease or (was.uid, was.holder) != (lease.uid, lease.holder):
+            user.changed_at = now
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
@@ -2496,6 +2505,7 @@ class Cluster:
         if secret and secret.user and pod and pod.no_room and not database.made_room:
             database.made_room = self.make_room() or True
         for slug in self.holders.get(database.id, ()):
+            self.user(slug).changed_at = now
             self.changed[slug] = None
         if not database.objects:
             del self.databases[database.id]

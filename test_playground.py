@@ -563,7 +563,7 @@ class Databases(unittest.TestCase):
     def test_failure_to_look_whose_a_name_is_fails_nobody_else(self) -> None:
         make_leases("foreign")
         kubectl("label", "lease", "user-foreign", "app.kubernetes.io/managed-by-")
-        option = stand_in("blind", 'case "$*" in *" get "*leases/user-foreign*) '
+        option = stand_in("blind", 'case "$*" in *" get -f "*) '
                           'echo "Error from server (Forbidden): no" >&2; exit 1;; esac')
         with Running(option).known() as server:
             answers = server.create_at_once([*(f"around-{number}" for number in range(8)), "foreign"])

@@ -173,7 +173,7 @@ class Ledger:
         while not self.soak.over.wait(GAUGE_SECONDS):
             self.gauged.append((time.monotonic(), math.inf))
             subprocess.run(["kubectl", f"--kubeconfig={test.KUBECONFIG}", "get", "--raw", "/version"],
-                           stdout=subprocess.DEVNULL, check=True)
+                           capture_output=True, check=False)
             began = self.gauged.pop()[0]
             self.gauged.append((began, time.monotonic() - began))
 
@@ -236,6 +236,7 @@ class Soak:
         self.burdens: dict[tuple[str, str], dict[str, int]] = {}
         self.wrongs: list[str] = []
         self.ending, self.over = threading.Event(), threading.Event()
+        self.judged = False  # Else the soak was broken off.
         self.tls = {client: test.tls(client) for client in CLIENTS}
         self.users = [User(self, number, seed) for number in range(USERS)]
         threading.excepthook = lambda failure: self.wrong("".join(traceback.format_exception(*failure[:3])),
@@ -696,7 +697,7 @@ class User(threading.Thread):
             self.visit()
         while self.here and not self.soak.over.wait(self.random.uniform(3, 6)):
             self.beat() if self.sure and self.random.random() < 0.8 else self.create()
-        for server in self.soak.servers if self.here else ():
+        for server in self.soak.servers if self.here and self.soak.judged else ():
             if not self.create(server):
                 self.wrong("was not answered at the end")
         for connection in self.connections.values():
@@ -723,6 +724,7 @@ def soak(seconds: float, seed: int, logs: str) -> int:
         this.disturb(seconds)
         this.measure("load")
         this.judge()
+        this.judged = True
         this.over.set()
         for user in this.users:
             user.join()

@@ -445,7 +445,7 @@ def delete_by_hand(*names: str) -> None:
 def change_pod(name: str, **status: Any) -> None:
     """Change a Pod's status, as its node does."""
     if not REAL:
-        raise unittest.SkipTest("devcluster's node alone writes a Pod's status")
+        raise unittest.SkipTest("needs Pods whose status can be written, which devcluster does not know")
     pod = json.loads(kubectl("get", "pod", name, "-o", "json"))
     pod["status"].update(status)
     kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/pods/{name}/status", "-f", "-",

@@ -5,10 +5,9 @@
     python -m tests.simulation --seconds 600     live new stories for so long
 
 The clusters are playground.Cluster. Simulated is what they stand on: the loop, kubectl (each request is a
-step of its own), the watches (each with its own lag), the clocks, the API server, the containers; the
-users, the hands and the accidents that meddle. A story has a time of faults, then a calm one. What must
-hold is checked where it can break: every write (Story.applied), every answer (Story.answered), the end
-(Story.calm).
+step of its own), the watches (each with its own lag), the clocks, the API server, the containers; the users,
+the hands and the accidents that meddle. A story has a time of faults, then a calm one. What must hold
+is checked where it can break: every write (Story.applied), every answer (Story.answered), and Story.calm.
 
 A seed's story is the same each time in a process with PYTHONHASHSEED=0, without which sets have no order.
 """

@@ -40,15 +40,16 @@ class LeasesByLabel(Cluster):
 class LeasesBeforeSecrets(Cluster):
     """Reads in the order in which they are written when it looks for garbage."""
 
-    def find_garbage(self, ids: list[str]) -> Any:
+    def find_garbage(self, suspects: dict[str, list[str]]) -> Any:
         """Read leases, and then Secrets."""
+        ids = list(suspects)
         users = {one.secret.user for one in map(self.databases.get, ids) if one and one.secret}
-        users |= {slug for id in ids for slug in self.holders.get(id, ())}
-        leases = self.read([f"leases/user-{user}" for user in sorted(users - {"", NOBODY})])
+        users |= {slug for slugs in suspects.values() for slug in slugs}
+        leases = self.read([("Lease", f"user-{user}") for user in sorted(users - {"", NOBODY})])
         named = {item["spec"]["holderIdentity"] for item in leases}
         ids = [id for id in ids if f"mysql-{id}" not in named]
         items = {playground.key_of(item): item for item in self.read(
-            [f"{kind}/mysql-{id}" for kind in ("secrets", "pods") for id in ids])}
+            [(kind, f"mysql-{id}") for kind in ("Secret", "Pod") for id in ids])}
         secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in ids}
         return ([id for id, secret in secrets.items() if not secret or playground.user_of(secret)],
                 [secret for id, secret in secrets.items() if secret and not playground.user_of(secret)

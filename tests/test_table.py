@@ -63,9 +63,7 @@ class Kubectl:
             self.there.pop(("Lease", arguments[2].rpartition("/")[2]), None)
         self.asked.append((arguments[0], items))
         if arguments[0] == "get":
-            kinds = {resource: kind for kind, (resource, _) in playground.KINDS.items()}
-            names = [argument.split("/") for argument in arguments[1:] if "/" in argument]
-            keys = [(kinds[resource], name) for resource, name in names]
+            keys = [key_of(item) for item in items]
             return playground.listed([self.there[key] for key in keys if key in self.there])
         for item in items:
             if arguments[0] == "patch":
