@@ -138,7 +138,8 @@ def use_another_namespace(test: unittest.TestCase | type[unittest.TestCase]) -> 
     (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(patched.stop)
     make_namespace(namespace)
     if REAL:  # A controller makes the ServiceAccount a moment later, and without it no Pod is let in.
-        eventually(lambda: kubectl("get", "serviceaccount", "default", "--ignore-not-found"), "it is usable")
+        eventually(lambda: kubectl("get", "serviceaccount", "default", "--ignore-not-found"),
+                   "it can be used")
 
 
 def gen_cert(*arguments: str, store: str = "key_store",

@@ -293,6 +293,9 @@ class Process:
         options = zip(arguments, arguments[1:])
         values = {name: value for name, value in options if name in ("-f", "-o", "-l", "-p")}
         names = [one for one in arguments[1:] if one[0] != "-" and one not in values.values()]
+        if verb == "get":
+            items = json.loads(stdin)["items"]
+            names = [f"{KINDS[item['kind']][0]}/{item['metadata']['name']}" for item in items]
         if "--raw" in arguments:  # delete
             kind, name = RESOURCES[names[0].split("/")[-2]], names[0].split("/")[-1]
             sure = json.loads(stdin)["preconditions"]
@@ -304,16 +307,14 @@ class Process:
             yield from self.delete_labelled(names[0], values["-l"])
         elif verb == "get":
             found = []
-            for name in names:
-                resource, _, of = name.partition("/")
+            for kind, name in map(playground.key_of, json.loads(stdin)["items"]):
                 try:
-                    found.append((yield functools.partial(api.get, RESOURCES[resource], of)))
+                    found.append((yield functools.partial(api.get, kind, name)))
                 except Refused as refused:
                     if refused.reason != "NotFound":
                         self.words.append(f"Error from server ({refused.reason}): {refused.message}")
             if found:
-                whole = found[0] if len(names) == 1 else {"kind": "List", "items": found}
-                self.printed.append(json.dumps(whole))
+                self.printed.append(json.dumps({"kind": "List", "items": found}))
         elif "--dry-run=server" in arguments:
             try:
                 yield lambda: None
