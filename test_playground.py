@@ -26,6 +26,7 @@ from tests.harness import (
     KUBECONFIG,
     PATIENCE_SECONDS,
     ROOT,
+    Holding,
     Running,
     altered,
     change_pod,
@@ -598,15 +599,17 @@ class Databases(unittest.TestCase):
                 eventually(lambda user=user: len(objects_of(user)) == 3, "the sweep removes what is left")
 
     def test_note_of_a_lost_database_stays_until_a_client_could_take_it(self) -> None:
-        self.create("untold", server=self.other)
-        delete_by_hand(f"pod/{(lost := database_of('untold'))}")
-        self.wait_for("untold", "absent", self.other)
-        blind = self.other.blind("pods")  # The next one does not get ready before the client has hung up.
-        with self.other.begin("create_db", "untold"):
-            eventually(lambda: database_of("untold") != lost, "another one is under way")
-        os.kill(blind, signal.SIGCONT)
-        self.wait_for("untold", "ready", self.other)
-        self.create_lost("untold", lost, self.other)
+        creating = Holding("creating", '*" create "*--validate=false*', now=False)
+        with Running("--spare_databases=0", creating.option).known() as one:
+            one.call("alice", "create_db", "untold")
+            delete_by_hand(f"pod/{(lost := database_of('untold'))}")
+            self.wait_for("untold", "absent", one)
+            creating.begin()
+            with one.begin("create_db", "untold"):
+                eventually(lambda: database_of("untold") != lost, "another one is under way")
+            creating.let_go()
+            self.wait_for("untold", "ready", one)  # Whoever asked has hung up before.
+            self.create_lost("untold", lost, one)
 
     def test_secret_deleted_by_hand_beside_its_pod_is_put_back_with_its_password(self) -> None:
         source, name = self.create("unlocked"), database_of("unlocked")
@@ -714,15 +717,13 @@ class Databases(unittest.TestCase):
         self.assertIn("invalid", told)
 
     def test_stopping_server_finishes_what_is_in_flight(self) -> None:
-        hold = path("hold-last")
-        option = stand_in("holding-last", f'case "$*" in *" create "*--validate=false*) '
-                          f"while [ -e {hold} ]; do sleep 0.05; done;; esac")
-        with open(hold, "w", encoding="utf-8"), Running(option).known() as one, ThreadPoolExecutor(1) as pool:
+        creating = Holding("creating-last", '*" create "*--validate=false*')
+        with Running("--sweep_interval=3600", creating.option).known() as one, ThreadPoolExecutor(1) as pool:
             answer = pool.submit(one.call, "alice", "create_db", "last-minute")
-            eventually(lambda: len(one.children()) > 3 and "last-minute" not in one.log(), "it is under way")
+            creating.wait()
             one.process.send_signal(signal.SIGTERM)
             eventually(lambda: one.lines("event=stop"), "it has been told to stop")
-            os.remove(hold)
+            creating.let_go()
             self.assertEqual(answer.result()[0], 200)
             self.assertEqual(answer.result()[2]["connection"], "close")
             self.assertEqual(one.process.wait(PATIENCE_SECONDS), 0)

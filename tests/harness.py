@@ -180,6 +180,27 @@ def stand_in(name: str, script: str) -> str:
     return f"--kubectl={path(name)}"
 
 
+class Holding:
+    """A kubectl that waits before a command of a pattern, from when it is told to until it is let go."""
+
+    def __init__(self, name: str, pattern: str, now: bool = True) -> None:
+        self.hold, self.held = path(f"{name}.hold"), path(f"{name}.held")
+        self.option = stand_in(name, f"""case "$*" in {pattern})
+  while [ -e {self.hold} ]; do : >{self.held}; sleep 0.05; done;; esac""")
+        if now:
+            self.begin()
+
+    def begin(self) -> None:
+        with open(self.hold, "w", encoding="utf-8"):
+            pass
+
+    def wait(self) -> None:
+        eventually(lambda: os.path.exists(self.held), "one waits")
+
+    def let_go(self) -> None:
+        os.remove(self.hold)
+
+
 def empty_cluster(name: str, watch: str, listing: str = "") -> tuple[str, Callable[[], list[str]]]:
     """Make a kubectl of a cluster that holds nothing, with scripts for watches and lists before others'.
 

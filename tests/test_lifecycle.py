@@ -36,6 +36,7 @@ from tests.harness import (
     REAL,
     ROOT,
     STATUS,
+    Holding,
     Running,
     altered,
     create_by_hand,
@@ -399,69 +400,67 @@ class Lifecycle(unittest.TestCase):
             self.quiet(one)
             self.quiet(other)
 
-    def holding(self, user_id: str, what: str = "") -> tuple[str, str]:
-        """Return a kubectl that holds a delete, of the user's lease or as named, and the file that tells."""
-        held, hold = path(f"held-{user_id}"), path(f"hold-{user_id}")
-        what = what or f"/leases/user-{user_id} "
-        with open(hold, "w", encoding="utf-8"):
-            return stand_in(f"holding-{user_id}", f"""case "$*" in *" delete "*'{what}'*)
-  : >{held}; while [ -e {hold} ]; do sleep 0.05; done;; esac"""), held
+    @staticmethod
+    def holding(user_id: str) -> Holding:
+        """Return a kubectl that waits before it deletes the user's lease."""
+        return Holding(f"holding-{user_id}", f"*' delete '*'/leases/user-{user_id} '*")
 
     def test_beat_that_is_written_while_another_server_sweeps_saves_the_database(self) -> None:
         make_leases("saved")
-        option, held = self.holding("saved")
-        with Running(*self.WRITING).known() as other, Running(*self.HASTY, option).known() as hasty:
-            eventually(lambda: os.path.exists(held), "it has read, and is about to delete")
+        deleting = self.holding("saved")
+        with Running(*self.WRITING).known() as other, \
+                Running(*self.HASTY, deleting.option).known() as hasty:
+            deleting.wait()
             before = last_beats()["saved"]
             self.beat(other, "saved")
             eventually(lambda: last_beats()["saved"] > before, "the beat is written")
-            os.remove(path("hold-saved"))
+            deleting.let_go()
             eventually(lambda: hasty.lines("outcome=conflict"), "the API server refuses")
             self.assertTrue(lease_of("saved"))
 
     def test_user_who_returns_on_one_server_while_another_one_sweeps_keeps_the_database_that_is_answered(
         self) -> None:
-        option, held = self.holding("back")
+        deleting = self.holding("back")
         with Running("--idle_timeout=1", "--sweep_interval=3600").known() as other:
             first = other.call("alice", "create_db", "back")[1]["data_source"]
-            with Running(*self.HASTY, option).known() as hasty:
-                eventually(lambda: os.path.exists(held), "it has read, and is about to delete")
+            with Running(*self.HASTY, deleting.option).known() as hasty:
+                deleting.wait()
                 self.assertEqual(other.call("alice", "create_db", "back")[1]["data_source"], first)
-                os.remove(path("hold-back"))
+                deleting.let_go()
                 eventually(lambda: hasty.lines("kubectl verb=delete"), "it has deleted or not")
                 self.assertTrue(hasty.lines("outcome=conflict"), hasty.log())
 
     def test_user_who_returns_while_being_swept_gets_a_whole_database(self) -> None:
-        option, held = self.holding("returned")
-        with Running(*self.HASTY, option).known() as server:
+        deleting = self.holding("returned")
+        with Running(*self.HASTY, deleting.option).known() as server:
             server.call("alice", "create_db", "returned")
-            eventually(lambda: os.path.exists(held), "it is about to delete")
+            deleting.wait()
             with ThreadPoolExecutor(1) as pool:
                 returned = pool.submit(server.call, "alice", "create_db", "returned")
                 time.sleep(0.5)
-                os.remove(path("hold-returned"))
+                deleting.let_go()
                 status, answer, _ = returned.result()
             self.assertEqual(status, 200, answer)
             self.assertIn(f":{password_of(database_of('returned'))}@", answer["data_source"])
             eventually(lambda: len(objects_of("returned")) == 3, "it is whole, and alone")
 
     def test_late_deletes_take_nothing_of_the_users_next_database(self) -> None:
-        for user, what in (("late-lease", ""), ("late-database", " -l ")):
-            with self.subTest(user), Running("--spare_databases=0").known() as other:
-                option, held = self.holding(user, what)
-                with Running("--spare_databases=0", option).known() as late:
-                    first = other.call("alice", "create_db", user)[1]["data_source"]
-                    with late.begin("delete_db", user):  # Whose client hangs up.
-                        eventually(lambda held=held: os.path.exists(held), "it is about to delete")
-                    self.assertEqual(other.call("alice", "delete_db", user)[0], 200)
-                    second = other.call("alice", "create_db", user)[1]["data_source"]
-                    self.assertNotEqual(second, first)
-                    os.remove(path(f"hold-{user}"))
-                    eventually(lambda late=late: late.lines("verb=delete"), "it has deleted what it could")
-                    time.sleep(1)
-                    for server in (late, other):
-                        self.assertEqual(server.call("alice", "create_db", user)[1]["data_source"], second)
-                    eventually(lambda user=user: len(objects_of(user)) == 3, "it is whole, and alone")
+        for user, deleting in (("late-lease", self.holding("late-lease")),
+                               ("late-database", Holding("holding-late", "*' delete '*' -l '*"))):
+            with self.subTest(user), Running("--spare_databases=0").known() as other, \
+                    Running("--spare_databases=0", deleting.option).known() as late:
+                first = other.call("alice", "create_db", user)[1]["data_source"]
+                with late.begin("delete_db", user):  # Whose client hangs up.
+                    deleting.wait()
+                self.assertEqual(other.call("alice", "delete_db", user)[0], 200)
+                second = other.call("alice", "create_db", user)[1]["data_source"]
+                self.assertNotEqual(second, first)
+                deleting.let_go()
+                eventually(lambda late=late: late.lines("verb=delete"), "it has deleted what it could")
+                time.sleep(1)
+                for server in (late, other):
+                    self.assertEqual(server.call("alice", "create_db", user)[1]["data_source"], second)
+                eventually(lambda user=user: len(objects_of(user)) == 3, "it is whole, and alone")
 
     def test_table_that_is_late_sweeps_nobody_who_is_active(self) -> None:
         make_leases("unheard")
