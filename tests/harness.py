@@ -470,6 +470,7 @@ def change_pod(name: str, **status: Any) -> None:
         raise unittest.SkipTest("needs Pods whose status can be written, which devcluster does not know")
     pod = json.loads(kubectl("get", "pod", name, "-o", "json"))
     pod["status"].update(status)
+    del pod["metadata"]["resourceVersion"]  # Its node may have written it just now.
     kubectl("replace", "--raw", f"/api/v1/namespaces/{namespace}/pods/{name}/status", "-f", "-",
             stdin=json.dumps(pod))
 

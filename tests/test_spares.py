@@ -87,6 +87,7 @@ class Spares(unittest.TestCase):
             [spare] = spares()
             with server.begin("create_db", "hasty"):
                 eventually(lambda: database_of("hasty") == spare, "it is given")
+                server.process.kill()  # It would wait for the database to get ready.
 
     def test_spare_that_another_server_gave_meanwhile_is_given_to_nobody_else(self) -> None:
         with Running().known() as server, Running("--spare_databases=0").known() as late:
@@ -202,6 +203,7 @@ class Spares(unittest.TestCase):
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
             change_pod(database_of("homeless"), conditions=[condition])
             eventually(lambda: spare not in spares(), "the spare makes room")
+            server.process.kill()
 
     def test_spares_of_a_template_that_is_made_for_its_user_are_refused_at_the_start(self) -> None:
         self.assertIn("--spare_databases",
