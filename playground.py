@@ -1118,15 +1118,12 @@ NAMELESS = ("the client certificate has no common name (CN) or several, which sa
             "one made")
 LOST = "the database was lost in the cluster, and its data went with it: this is a new one"
 MOVED = "the database has moved to another address: use this data source from now on"
-PASSWORD_LOST = (
-    "the Secret of this user's database was deleted, and the password of the data with it: the maintainer "
-                 "can put it back; delete_db gives the data up")
-OTHER_TEMPLATE = (
-    "this user's data is on a volume, which this server's template does not have: its maintainer can start "
-                  "it with --db_template=mysql-persistent.yaml; delete_db gives the data up")
-NO_ADDRESS = (
-    "the database has no IPv4 address, and SQLFlow takes no other: its maintainer can use a template with a "
-              "Service, which has a name")
+PASSWORD_LOST = ("the Secret of this user's database was deleted, and the password of the data with it: the "
+                 "maintainer can put it back; delete_db gives the data up")
+OTHER_TEMPLATE = ("this user's data is on a volume, which this server's template does not have: its maintainer "
+                  "can start it with --db_template=mysql-persistent.yaml; delete_db gives the data up")
+NO_ADDRESS = ("the database has no IPv4 address, and SQLFlow takes no other: its maintainer can use a template "
+              "with a Service, which has a name")
 NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: delete_db and create_db make "
                "another one")
 FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
@@ -1379,10 +1376,12 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
-# Annotations, of a lease and, the last two, of a Secret. ACQUIRED is the lease's acquireTime, by which a
+# Annotations, of a lease and, the next two, of a Secret. ACQUIRED is the lease's acquireTime, by which a
 # user's Secret is known to have been given under this lease, not under one of the same name that has ended.
-USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE, ACQUIRED = (
-    PREFIX + name for name in ("user-id", "client", "address", "kept", "template", "acquired"))
+# PASSWORD_HASH is of what has the data, the claim or the Pod: a Secret with another password is not its own.
+USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
+    PREFIX + name for name in (
+        "user-id", "client", "address", "kept", "template", "acquired", "password-hash"))
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 NOBODY = "Nobody"  # Whose a spare is that is being removed: no slug has a capital.
@@ -1429,6 +1428,7 @@ class Secret(NamedTuple):
     acquired: str  # Of the lease under which it was given.
     template: str
     password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
+    password_hash: str
     item: dict[str, Any]
 
 
@@ -1442,6 +1442,7 @@ class Part(NamedTuple):
     gone: bool  # It is being deleted, or has ended for good.
     why: str  # It is not ready, in a sentence for a client.
     no_room: bool  # No node has any for it.
+    password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
 
 
 Seen = Union[Lease, Secret, Part]
@@ -1460,8 +1461,9 @@ class Database:
 
     @property
     def secret(self) -> Secret | None:
-        """Its record."""
-        return self.objects.get("Secret")
+        """Its record, but none that was made again by hand with a password that its data does not know."""
+        secret, data = self.objects.get("Secret"), self.objects.get("PersistentVolumeClaim", self.pod)
+        return secret if not data or not secret or data.password_hash in ("", secret.password_hash) else None
 
     @property
     def pod(self) -> Part | None:
@@ -1554,8 +1556,7 @@ class Group:
     """
 
     def __init__(self, cluster: Cluster, work: Callable[[list[Any]], Any],
-                 done: Callable[[list[Any], Any], None],
-                 size: int, most: int) -> None:
+                 done: Callable[[list[Any], Any], None], size: int, most: int) -> None:
         self.cluster, self.work, self.done, self.size, self.most = cluster, work, done, size, most
         self.waiting: list[Any] = []
         self.running, self.opened_at, self.joined_at, self.gathers = 0, 0.0, 0.0, False
@@ -1735,8 +1736,8 @@ class Cluster:
                 self.early_beats[user_id, client] = None
             return {"status": "unknown"}
         status = self.status_of(user) if user else "absent"
-        moved = status == "ready" and user and user.lease and self.has_moved(user,
-                                                                             self.address(user.lease.holder))
+        moved = (status == "ready" and user and user.lease
+                 and self.has_moved(user, self.address(user.lease.holder)))
         return {"status": "absent" if status == "kept" else status, **({"moved": True} if moved else {})}
 
     def databases_of(self, client: str, late: bool) -> list[dict[str, Any]] | None:
@@ -1870,9 +1871,8 @@ class Cluster:
         for limit, count, whose in ((self.settings.max_databases, all_clients, "this playground"),
                                     (self.settings.max_databases_per_client, own, "one client")):
             if 0 < limit <= count:
-                raise ApiError(429,
-                               f"{whose} may have {limit} databases: delete one with delete_db, or ask the "
-                               "maintainer for more", Retry_After="60")
+                raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask "
+                               "the maintainer for more", Retry_After="60")
 
     def touch(self, user: User) -> None:
         """Note that a user's entry may have changed."""
@@ -1937,7 +1937,8 @@ class Cluster:
             spare.promised = True
             order.claims.append(labelled(spare.secret.item, user.slug, now))
         else:
-            made = self.template.objects_of(id, secrets.token_hex(16), user.slug, user_id, client, now)
+            password = there["Secret"].password if "Secret" in there else secrets.token_hex(16)
+            made = self.template.objects_of(id, password, user.slug, user_id, client, now)
             order.creates += [item for item in made if item["kind"] not in there]
         origin = "new" if not spare else "spare" if spare.takes_queries() else "starting"
         user.asked = user.asked or (self.clock(), origin)
@@ -1954,8 +1955,9 @@ class Cluster:
                and one.secret.template == self.template.hash]
         ready = [one for one in fit if one.takes_queries()]
         young = [one for one in fit if self.clock() < one.since + YOUNG_SECONDS]
-        return self.random.choice(ready) if ready else min(young,
-                                                           key=lambda one: one.since) if young else None
+        if ready:
+            return self.random.choice(ready)
+        return min(young, key=lambda one: one.since, default=None)
 
     def claim(self, user: User) -> None:
         """Complete a lease whose database's Secret is still free: somebody began to give it."""
@@ -1970,8 +1972,8 @@ class Cluster:
     def put_back(self, user: User, record: Secret) -> None:
         """Make a Secret again that was deleted by hand, with the password that its Pod or volume has."""
         order, item = Order(self.given, "", user), labelled(record.item, user.slug, record.acquired)
-        item["metadata"] = {name: value for name,
-                            value in item["metadata"].items() if name not in ("uid", "resourceVersion")}
+        item["metadata"] = {name: value for name, value in item["metadata"].items()
+                            if name not in ("uid", "resourceVersion")}
         order.creates.append(item)
         self.start_order(self.making, order)
 
@@ -2004,11 +2006,12 @@ class Cluster:
 
     def remove(self, database: Database) -> None:
         """Order the end of a spare, unless somebody gives it away first."""
-        if not database.secret or database.secret.user not in ("", NOBODY):
+        secret = database.objects.get("Secret")
+        if not secret or secret.user not in ("", NOBODY):
             return
         database.going = True
         order = Order(self.gone, database.id)
-        order.replaces.append(labelled(database.secret.item, NOBODY))
+        order.replaces.append(labelled(secret.item, NOBODY))
         order.ends = True
         self.start_order(self.ending, order)
 
@@ -2031,8 +2034,8 @@ class Cluster:
         what cannot be had for oneself first, since somebody has changed it, is somebody else's and stays.
         """
         for verb, step in (("replace", "replaces"), ("create", "creates"), ("replace", "claims")):
-            wanted = [(order, item) for order in orders if not order.failures for item in getattr(order,
-                                                                                                  step)]
+            wanted = [(order, item) for order in orders if not order.failures
+                      for item in getattr(order, step)]
             failure, printed = KubectlError("failed"), b""
             try:
                 if wanted:
@@ -2062,8 +2065,7 @@ class Cluster:
                    "preconditions": preconditions}
         try:
             self.kubectl("delete", "--raw", f"{self.path(kind)}/{name}", "-f", "-",
-                         reason=f"end {kind} {name}",
-                         stdin=json.dumps(options).encode())
+                         reason=f"end {kind} {name}", stdin=json.dumps(options).encode())
         except KubectlError as error:
             if error.reason != "not found":
                 order.failures.append((kind, error))
@@ -2366,7 +2368,7 @@ class Cluster:
         ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
                  and (user_of(secret) or not secret and id not in named)]
         return ended, [secret for id, secret in secrets.items() if secret and not user_of(secret)
-                       and id not in named and ("Pod", f"mysql-{id}") not in items]
+                       and id not in named and not started_with(secret, items.get(("Pod", f"mysql-{id}")))]
 
     def remove_garbage(self, found: Any) -> None:
         """Have what is nobody's deleted."""
@@ -2496,7 +2498,7 @@ class Cluster:
         else:
             database.objects.pop(kind, None)
         secret, pod, ready = database.secret, database.pod, database.takes_queries()
-        database.record = secret or database.record
+        database.record = secret or (database.record if "Secret" not in database.objects else None)
         database.had_pod |= bool(pod)
         database.was_ready |= ready
         database.ready_since = min(database.ready_since, now) if ready else float("inf")
@@ -2593,9 +2595,9 @@ class Cluster:
 
     def begin_listing(self, kind: str) -> None:
         """Expect all that is known of a kind to be listed."""
-        self.unseen[kind] = {f"user-{slug}" for slug,
-                             user in self.users.items() if user.lease} if kind == "Lease" else {
-            f"mysql-{id}" for id, database in self.databases.items() if kind in database.objects}
+        leases = (f"user-{slug}" for slug, user in self.users.items() if user.lease)
+        parts = (f"mysql-{id}" for id, database in self.databases.items() if kind in database.objects)
+        self.unseen[kind] = set(leases if kind == "Lease" else parts)
 
     def take_portion(self, kind: str, portion: list[tuple[str, Seen]]) -> None:
         """Take a part of a listing, but for what was written since."""
@@ -2623,10 +2625,11 @@ class Cluster:
 
     def version_of(self, kind: str, name: str) -> int:
         """Return the version of an object that is known, or -1."""
-        key = name.partition("-")[2]
-        lease = self.users[key].lease if key in self.users else None
-        seen = lease if kind == "Lease" else self.databases[key].objects.get(
-            kind) if key in self.databases else None
+        user, database = self.users.get(name.partition("-")[2]), self.databases.get(name.partition("-")[2])
+        if kind == "Lease":
+            seen = user.lease if user else None
+        else:
+            seen = database.objects.get(kind) if database else None
         return seen.version if seen else -1
 
     def report(self, what: str, trouble: str) -> None:
@@ -2636,6 +2639,7 @@ class Cluster:
             self.unknown.discard(what)
             if self.unknown == {"template"} and self.troubles["template"] == "starting":
                 self.check_template()
+                self.check_quota()
         self.troubles[what] = trouble
         after = self.trouble(self.troubles)
         self.changed.update(dict.fromkeys(self.waiting))
@@ -2660,6 +2664,15 @@ class Cluster:
         self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
                                              reason="check the template",
                                              stdin=manifest), checked)
+
+    def check_quota(self) -> None:
+        """Warn if the namespace's quota is smaller than what the options allow."""
+        def compare(found: Any) -> None:
+            for quota in [] if isinstance(found, KubectlError) else json.loads(found)["items"]:
+                if problem := too_small(quota, self.template, self.settings):
+                    log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
+        self.loop.start(lambda: self.kubectl("get", "resourcequotas", "-o", "json",
+                                             reason="compare the quota with the options"), compare)
 
     def stop(self) -> None:
         """End nothing any more; what beats there are is written by `last_beats`."""
@@ -2701,16 +2714,17 @@ def slug(user_id: str) -> str:
 def seen_of(item: dict[str, Any]) -> Seen:
     """Reduce an object to what is kept of it. Raises LookupError, ValueError, TypeError."""
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
-    uid, version, annotations = metadata["uid"], int(metadata["resourceVersion"]), metadata.get(
-        "annotations") or {}
+    uid, version = metadata["uid"], int(metadata["resourceVersion"])
+    annotations = metadata.get("annotations") or {}
     if item["kind"] == "Lease":
         return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
-                     annotations.get(USER_ID, ""), annotations.get(CLIENT, ""), spec.get("acquireTime") or "",
-                     spec.get("renewTime") or "",
+                     annotations.get(USER_ID, ""), annotations.get(CLIENT, ""),
+                     spec.get("acquireTime") or "", spec.get("renewTime") or "",
                      annotations.get(ADDRESS, ""), KEPT in annotations, bare(item))
     if item["kind"] == "Secret":
+        password = password_in(item)
         return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
-                      password_in(item), bare(item))
+                      password, hash_of(password), bare(item))
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
     addresses = [spec.get("clusterIP", ""), status.get("podIP", ""),
                  *(one["ip"] for one in status.get("podIPs") or ())]
@@ -2718,7 +2732,8 @@ def seen_of(item: dict[str, Any]) -> Seen:
                 conditions.get("Ready", {}).get("status") == "True",
                 "deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
                 pod_reason(item) if item["kind"] == "Pod" else "",
-                conditions.get("PodScheduled", {}).get("reason") == "Unschedulable")
+                conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
+                annotations.get(PASSWORD_HASH, ""))
 
 
 def bare(item: dict[str, Any]) -> dict[str, Any]:
@@ -2729,14 +2744,22 @@ def bare(item: dict[str, Any]) -> dict[str, Any]:
             **{key: item[key] for key in ("spec", "type", "data", "immutable") if key in item}}
 
 
-def changed(lease: dict[str, Any], kept: bool = False, renewed: str = "", address: str = "") -> dict[str,
-                                                                                                     Any]:
+def changed(lease: dict[str, Any], kept: bool = False, renewed: str = "",
+            address: str = "") -> dict[str, Any]:
     """Return a lease as it is to be written, by whoever saw its version."""
     metadata, spec = lease["metadata"], lease["spec"]
     annotations = {name: value for name, value in (metadata.get("annotations") or {}).items() if name != KEPT}
     annotations.update({**({KEPT: "true"} if kept else {}), **({ADDRESS: address} if address else {})})
     return {**lease, "metadata": {**metadata, "annotations": annotations},
             "spec": {**spec, "renewTime": renewed or spec.get("renewTime")}}
+
+
+def too_small(quota: dict[str, Any], template: Template, settings: Settings) -> str:
+    """Say what is wrong if a ResourceQuota has no room for the databases that the options allow."""
+    room = template.databases_in(quota["status"].get("hard") or {})
+    wanted = settings.max_databases + settings.spare_databases
+    return "" if room >= wanted else (f"it has room for {room:.0f} databases, --max_databases and "
+                                      f"--spare_databases are {wanted}: raise it, or lower them")
 
 
 def is_ours(item: dict[str, Any]) -> bool:
@@ -2809,6 +2832,18 @@ def password_in(secret: dict[str, Any]) -> str:
     return ""
 
 
+def started_with(secret: dict[str, Any], pod: dict[str, Any] | None) -> bool:
+    """Tell whether a Pod is there, and a Secret is the one that it started with."""
+    database = Database("", 0)
+    database.objects = {item["kind"]: seen_of(item) for item in (secret, pod) if item}
+    return bool(database.pod and database.secret)
+
+
+def hash_of(password: str) -> str:
+    """Return what a password is known by and cannot be found from: it is 128 random bits."""
+    return hashlib.sha256(password.encode()).hexdigest()[:16]
+
+
 def listed(items: list[dict[str, Any]]) -> bytes:
     """Return objects as one List for kubectl's stdin."""
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items}).encode()
@@ -2830,8 +2865,8 @@ def key_of(item: dict[str, Any]) -> tuple[str, str]:
 
 def passwords_in(wanted: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     """Return the passwords in Secrets, which kubectl's words must not show."""
-    return [item.get("stringData", {}).get("password") or password_in(item) for _,
-            item in wanted if item["kind"] == "Secret"]
+    return [item.get("stringData", {}).get("password") or password_in(item)
+            for _, item in wanted if item["kind"] == "Secret"]
 
 
 def read_page(page: bytes) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -2864,8 +2899,7 @@ PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere 
 NAME = re.compile(r"mysql-[a-z0-9-]+")  # Of a database's objects, fit to be an argument of kubectl.
 # Values no user can have, with which a template is tried.
 EXAMPLE = {"id": "example--000000000000", "password": "0" * 32, "slug": "example--000000000000",
-           "user_id": "an example",
-           "client": "a client"}
+           "user_id": "an example", "client": "a client"}
 
 
 class Template:
@@ -2898,16 +2932,15 @@ class Template:
             text = json.dumps(self.objects, sort_keys=True, allow_nan=False)
             self.objects_of(**EXAMPLE)
         except KeyError as error:
-            raise ValueError(
-                f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, password, slug, "
-                             "user_id and client") from error
+            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, "
+                             "password, slug, user_id and client") from error
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"has a value that JSON does not know, such as a date without quotes: {error}") from error
+            raise ValueError("has a value that JSON does not know, such as a date without quotes: "
+                             f"{error}") from error
         self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
         # Made for its user: nobody else can be given it, so that there are no spares.
-        self.per_user = self.persistent or bool({"slug", "user_id",
-                                                 "client"} & set(PLACEHOLDER.findall(text)))
+        self.per_user = self.persistent or not {"slug", "user_id", "client"}.isdisjoint(
+            PLACEHOLDER.findall(text))
 
     def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
                    acquired: str = "") -> list[dict[str, Any]]:
@@ -2925,14 +2958,38 @@ class Template:
                 return [filled(inner) for inner in value]
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
+        notes = {"Secret": {TEMPLATE: self.hash, **({CLIENT: client} if self.persistent else {})},
+                 "PersistentVolumeClaim" if self.persistent else "Pod": {PASSWORD_HASH: hash_of(password)}}
         for item in objects:
             metadata = item["metadata"]
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
-            if item["kind"] == "Secret":
-                metadata["annotations"] = {**(metadata.get("annotations") or {}), TEMPLATE: self.hash,
-                                           **({CLIENT: client} if self.persistent else {})}
-                item.update(labelled({**item, "apiVersion": "v1"}, slug, acquired) if slug else {})
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes.get(item["kind"], {})}
+            if item["kind"] == "Secret" and slug:
+                item.update(labelled({**item, "apiVersion": "v1"}, slug, acquired))
         return objects
+
+    def databases_in(self, hard: dict[str, str]) -> float:
+        """Return for how many databases a quota's limits have room (Kubernetes, "Resource Quotas")."""
+        needs: dict[str, float] = collections.defaultdict(float, {KINDS[kind][0]: 1 for kind in self.kinds})
+        for spec in [item.get("spec") or {} for item in self.objects]:
+            for asks in (spec, *(spec.get("containers") or ())):
+                for what, amounts in (asks.get("resources") or {}).items():
+                    for name, amount in amounts.items():
+                        needs[f"{what}.{name}"] += quantity(str(amount))
+        rooms = []
+        for name, bound in hard.items():
+            need = needs.get(name.removeprefix("count/")) or needs.get(f"requests.{name}")
+            rooms += [quantity(bound) // need] if need else []
+        return min(rooms, default=float("inf"))
+
+
+def quantity(text: str) -> float:
+    """Return the number that a quantity stands for (Kubernetes API, "Quantity")."""
+    match = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text)
+    number, suffix = match.groups()  # type: ignore[union-attr]
+    scale = 1024 if suffix.endswith("i") else 1000
+    power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
+    return float(number) * float(scale) ** power
 
 
 # ---- kubectl ------------------------------------------------------------------------------------------
@@ -3563,6 +3620,13 @@ def find_template(options: argparse.Namespace) -> Template:
         return Template(path)
 
 
+def settings_of(options: argparse.Namespace, template: Template) -> Settings:
+    """Return the options that are the cluster's."""
+    settings = Settings(**{name: getattr(options, name) for name in Settings._fields})
+    spares = 0 if template.per_user else 1
+    return settings._replace(spare_databases=spares) if settings.spare_databases is None else settings
+
+
 def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
     """Return the paths of the TLS files by their options' names."""
     return {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
@@ -3695,12 +3759,9 @@ def check(options: argparse.Namespace) -> int:
             say(f"quota {item['metadata']['name']}: "
                 + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
-            room = databases_in(limits, template) if template else None
-            if room is not None:
-                wanted = options.max_databases + (options.spare_databases or 0)
-                problem = f"--max_databases and --spare_databases are {wanted}: raise it, or lower them"
-                say(f"quota {item['metadata']['name']} has room for {room} databases",
-                    problem if room < wanted else "")
+            if template and (room := template.databases_in(limits)) < float("inf"):
+                say(f"quota {item['metadata']['name']} has room for {room:.0f} databases",
+                    too_small(item, template, settings_of(options, template)))
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return 1 if wrong else 0
@@ -3722,26 +3783,6 @@ def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
 
 
 UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
-
-
-def databases_in(hard: dict[str, str], template: Template) -> int | None:
-    """Return how many databases a quota allows (Kubernetes, "Resource Quotas"), or None if any number."""
-    needs: collections.Counter[str] = collections.Counter(pods=1, secrets=1)
-    for container in template.objects[-1]["spec"]["containers"]:
-        for what, amounts in (container.get("resources") or {}).items():
-            for name, amount in amounts.items():
-                needs[f"{what}.{name}"] += quantity(str(amount))  # type: ignore[assignment]
-    rooms = [int(quantity(hard[name]) // needs[name]) for name in needs.keys() & hard.keys()]
-    return min(rooms, default=None)
-
-
-def quantity(text: str) -> float:
-    """Return the number that a quantity stands for (Kubernetes API, "Quantity")."""
-    match = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text)
-    number, suffix = match.groups()  # type: ignore[union-attr]
-    scale = 1024 if suffix.endswith("i") else 1000
-    power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
-    return float(number) * float(scale) ** power
 
 
 def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
@@ -3771,9 +3812,8 @@ def run(options: argparse.Namespace) -> int:
     if options.check:
         return check(options)
     template, tls_files = find_template(options), find_tls_files(options)
-    if options.spare_databases is None:
-        options.spare_databases = 0 if template.per_user else 1
-    if options.spare_databases and template.per_user:
+    settings = settings_of(options, template)
+    if settings.spare_databases and template.per_user:
         raise Refusal(f"--spare_databases {options.spare_databases} and {template.path}, which is made for "
                       "its user, exclude each other", "leave one of them out")
     load_tls(tls_files)
@@ -3791,8 +3831,7 @@ def run(options: argparse.Namespace) -> int:
     # No line shows these, which take as long to find out as to write (the logging HOWTO's Optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    cluster = Cluster(kubectl, template,
-                      Settings(**{name: getattr(options, name) for name in Settings._fields}))
+    cluster = Cluster(kubectl, template, settings)
     try:
         server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client,
                         options.ready_file)

@@ -293,6 +293,13 @@ class Process:
         options = zip(arguments, arguments[1:])
         values = {name: value for name, value in options if name in ("-f", "-o", "-l", "-p")}
         names = [one for one in arguments[1:] if one[0] != "-" and one not in values.values()]
+        if arguments[1] == "resourcequotas":  # Its Pods are counted without one.
+            try:
+                yield lambda: None
+                self.printed.append('{"items": []}')
+            except Refused as refused:
+                self.words.append(f"Error from server ({refused.reason}): {refused.message}")
+            return
         if verb == "get":
             items = json.loads(stdin)["items"]
             names = [f"{KINDS[item['kind']][0]}/{item['metadata']['name']}" for item in items]
@@ -1035,7 +1042,11 @@ class Story:
             self.api.put({**lease, "metadata": {**lease["metadata"], "labels": {}}}, "hand")
             self.after(rng.uniform(1, 20), functools.partial(self.label_again, person))
         elif fault == "hand secret" and name and ("Secret", name) in self.api.objects:
+            secret = playground.bare(self.api.objects["Secret", name])
             self.api.delete("Secret", name, "hand")
+            if container and container.name == name and container.password and rng.random() < 0.5:
+                metadata = {key: secret["metadata"][key] for key in ("name", "labels", "annotations")}
+                self.api.create({**secret, "metadata": metadata, "data": {"password": "YW5vdGhlciBvbmU="}}, "hand")
         elif fault == "hand pod" and pod:
             self.api.delete("Pod", pod["metadata"]["name"], "hand")
         elif fault == "evict" and container and container.password and not container.ends:
@@ -1100,6 +1111,7 @@ class Story:
             return
         if by == "hand":
             self.tainted.add(id)
+            self.passwords.pop(id, None)
         if kind == "Secret" and item and by != "hand":
             user, was = playground.user_of(item), playground.user_of(before)
             if was not in ("", user):
