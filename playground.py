@@ -1120,10 +1120,10 @@ LOST = "the database was lost in the cluster, and its data went with it: this is
 MOVED = "the database has moved to another address: use this data source from now on"
 PASSWORD_LOST = ("the Secret of this user's database was deleted, and the password of the data with it: the "
                  "maintainer can put it back; delete_db gives the data up")
-OTHER_TEMPLATE = ("this user's data is on a volume, which this server's template does not have: its maintainer "
-                  "can start it with --db_template=mysql-persistent.yaml; delete_db gives the data up")
-NO_ADDRESS = ("the database has no IPv4 address, and SQLFlow takes no other: its maintainer can use a template "
-              "with a Service, which has a name")
+OTHER_TEMPLATE = ("this user's data is on a volume, which this server's template does not have: its "
+                  "maintainer can start it with --db_template=mysql-persistent.yaml; delete_db gives it up")
+NO_ADDRESS = ("the database has no IPv4 address, and SQLFlow takes no other: its maintainer can use a "
+              "template with a Service, which has a name")
 NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: delete_db and create_db make "
                "another one")
 FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
@@ -2668,7 +2668,7 @@ class Cluster:
     def check_quota(self) -> None:
         """Warn if the namespace's quota is smaller than what the options allow."""
         def compare(found: Any) -> None:
-            for quota in [] if isinstance(found, KubectlError) else json.loads(found)["items"]:
+            for quota in () if isinstance(found, KubectlError) else documents(found):
                 if problem := too_small(quota, self.template, self.settings):
                     log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
         self.loop.start(lambda: self.kubectl("get", "resourcequotas", "-o", "json",

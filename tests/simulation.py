@@ -1046,7 +1046,8 @@ class Story:
             self.api.delete("Secret", name, "hand")
             if container and container.name == name and container.password and rng.random() < 0.5:
                 metadata = {key: secret["metadata"][key] for key in ("name", "labels", "annotations")}
-                self.api.create({**secret, "metadata": metadata, "data": {"password": "YW5vdGhlciBvbmU="}}, "hand")
+                another = {"password": base64.b64encode(b"another one").decode()}
+                self.api.create({**secret, "metadata": metadata, "data": another}, "hand")
         elif fault == "hand pod" and pod:
             self.api.delete("Pod", pod["metadata"]["name"], "hand")
         elif fault == "evict" and container and container.password and not container.ends:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import glob
 import ctypes
+import glob
 import http.client
 import importlib
 import json
@@ -342,9 +342,9 @@ class Fortress(unittest.TestCase):
             plain.connect(("127.0.0.1", server.port))
             with tls("alice").wrap_socket(plain, server_hostname="localhost") as connection:
                 files = self.burden(server)[1]
-                connection.settimeout(5)
-                with contextlib.suppress(OSError):
-                    # Until its answers fill every buffer between us, and it reads no more requests.
+                connection.settimeout(harness.PATIENCE_SECONDS)
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    # Until its answers fill every buffer between us, it reads no more, and ends it.
                     while True:
                         connection.sendall(STATUS * 100)
                 eventually(lambda: self.burden(server)[1] < files, "the connection has ended")
