@@ -2343,7 +2343,8 @@ class Cluster:
 
     def is_suspect(self, database: Database) -> bool:
         """Tell whether a database looks as if it were nobody's."""
-        secret, half = database.secret, self.clock() > database.half_since + HALF_A_SPARE_SECONDS
+        secret = database.objects.get("Secret")
+        half = self.clock() > database.half_since + HALF_A_SPARE_SECONDS
         if is_persistent(database.id) or database.promised:
             return False  # Somebody's data may be in it.
         if not secret or not secret.user:

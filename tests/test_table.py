@@ -205,6 +205,21 @@ class Table(unittest.TestCase):
         self.assertEqual(self.create("ann")["note"], playground.LOST)
         self.assertNotIn("note", self.create("ann"))
 
+    def test_secret_with_another_password_than_its_pods_is_no_record_also_for_a_server_that_starts(
+        self) -> None:
+        self.known()
+        name = self.given("ann")
+        self.kubectl.there["Secret", name]["metadata"]["uid"] = "another"
+        self.watch("Secret", name, data={"password": base64.b64encode(b"x" * 32).decode()})
+        old, started = self.cluster.users["ann"].lease, self.loop.now
+        self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "starting"})
+        self.assertIsNone(self.cluster.create("ann", "alice", started, False))
+        self.work()  # Read afresh.
+        self.assertIsNone(self.cluster.create("ann", "alice", started, False))
+        self.work()
+        self.assertNotEqual(self.get_ready("ann"), f"mysql-{old.holder if old else ''}")
+        self.assertEqual(self.create("ann")["note"], playground.LOST)
+
     def test_refusal_for_quota_leaves_nothing_and_stands_for_a_minute(self) -> None:
         self.known()
         self.create("ann")
