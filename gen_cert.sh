@@ -3,11 +3,11 @@
 #
 #   gen_cert.sh server [NAME-OR-IP...]          the server's, for localhost, this host and the names given
 #   gen_cert.sh CLIENT                          one client's; CLIENT is who the server takes it for
-#   gen_cert.sh CLIENT --pkcs12                 the same, and what is there, also as CLIENT.p12: for a browser, Windows, Java
+#   gen_cert.sh CLIENT --pkcs12                 the same, new or there, as CLIENT.p12 too: for browsers, Windows, Java
 #   gen_cert.sh --renew server [NAME-OR-IP...]  a new one for the names in the old one and those given
 #   gen_cert.sh --renew CLIENT                  a new one for the same client; the old one stays good until it ends
 #   gen_cert.sh --revoke NAME                   end all certificates of a client, or the server's
-#   gen_cert.sh --list                          each certificate: whose, until when, and whether it is good or revoked
+#   gen_cert.sh --list                          each certificate: whose, until when, whether good or revoked
 #   gen_cert.sh -h                              this help
 #
 # They go to key_store/ in the current folder, or to $KEY_STORE:
@@ -29,7 +29,7 @@ unset CDPATH
 
 readonly CA_DAYS=3650
 readonly DAYS=825 # The longest that Apple's TLS accepts.
-readonly BACK_SECONDS=3600 # Clocks differ: what is made here began so long ago, or it would be of the future elsewhere.
+readonly BACK_SECONDS=3600 # Clocks differ: what begins now here may be of the future elsewhere.
 
 die() {
   echo "gen_cert.sh: $*" >&2
@@ -75,9 +75,10 @@ END
   record "$1/$2.crt"
 }
 
-# Of openssl's commands only ca takes dates in every version. The books that it keeps are made for it each time, in a
-# folder that is thrown away. Its configuration has its own ideas of what $ and # mean in a path: there is none in it.
-sign() { # FOLDER NAME COMMON-NAME DAYS OPTION...: make a key and its certificate, with the extensions on stdin
+# Of openssl's commands only ca takes dates in every version. The books that it keeps are made for it each time,
+# in a folder that is thrown away. Its configuration has its own ideas of what $ and # mean in a path: there is
+# none in it.
+sign() { # FOLDER NAME COMMON-NAME DAYS OPTION...: make a key and its certificate; the extensions come on stdin
   local folder=$1 file=$1/$2 work=$making/signing
   mkdir "$work"
   cat >"$work/config" - <(configuration) <<END
@@ -94,8 +95,8 @@ END
   : >"$work/index.txt"
   # 128 random bits behind a 1, so that it is positive and never 0 (RFC 5280, section 4.1.2.2).
   echo "01$(openssl rand -hex 16)" >"$work/serial"
-  (cd "$work" && quietly openssl ca -batch -notext -config config -extensions extensions -in request -out new \
-    -startdate "$(moment 0)" -enddate "$(moment "$4")" "${@:5}")
+  (cd "$work" && quietly openssl ca -batch -notext -config config -extensions extensions \
+    -startdate "$(moment 0)" -enddate "$(moment "$4")" "${@:5}" -in request -out new)
   # Openssl says nothing of a disk that is full.
   [[ $(openssl x509 -in "$work/new" -noout -pubkey 2>&1) == "$(openssl pkey -in "$file.key" -pubout)" ]] ||
     die "openssl did not write all of $2.key and $2.crt: is there room in $folder?"
@@ -152,7 +153,8 @@ make_crl() { # CA-FOLDER SERIAL...: make its ca.crl, or one with these serial nu
   [[ $(openssl ca -help 2>&1) == *-crl_lastupdate* ]] || date='' # OpenSSL 1.1.1's begins now.
   (cd "$work" && quietly openssl ca -gencrl -config config -cert "$ca/ca.crt" -keyfile "$ca/ca.key" -out new \
     -crlsec "$(seconds_left "$ca/ca.crt")" ${date:+-crl_lastupdate "$date"})
-  is_list "$work/new" "$ca" || die "openssl did not write all of the list, and nothing was changed: is there room in $store?"
+  is_list "$work/new" "$ca" ||
+    die "openssl did not write all of the list, and nothing was changed: is there room in $store?"
   [[ ! -e $ca/ca.crl || $(listed "$work/new") == $(($(listed "$ca/ca.crl") + $#)) ]] ||
     die "this openssl lost what was revoked already: nothing was changed. Use OpenSSL 1.1.1 or later"
   cat "$work/new" >"$work/ca.crl"
@@ -201,7 +203,7 @@ record() { # CERTIFICATE...: keep a copy of each with the CA, by name and serial
 clean_up() { # STATUS
   [[ -z $making ]] || rm -rf "$making"
   [[ -z $locked ]] || rmdir "$locked"
-  [[ $1 != 1 ]] || echo "gen_cert.sh: that failed, and nothing half-made is left: once it is mended, run the same again" >&2
+  [[ $1 != 1 ]] || echo "gen_cert.sh: that failed, and left nothing half-made in use: mend it, and run the same again" >&2
 }
 
 # Two runs at once would each write a list without what the other one revokes.
@@ -315,10 +317,11 @@ pkcs12() { # The other form of what is there
   local file=$store/$name/$name.p12 password
   [[ ! -e $file ]] || die "$file is there already: remove it for one with another password"
   password=$(openssl rand -hex 16)
-  # Not openssl's own choice of ciphers, which old Windows, macOS and Java cannot read: what keeps the key safe is that
-  # nobody guesses 128 random bits. They are in no list of processes: echo is bash's own.
-  echo "$password" | quietly openssl pkcs12 -export -in "${file%.p12}.crt" -inkey "${file%.p12}.key" -name "$name" \
-    -certfile "$store/$name/ca.crt" -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1 -passout stdin -out "$making/p12"
+  # Not openssl's own choice of ciphers, which old Windows, macOS and Java cannot read: what keeps the key safe is
+  # that nobody guesses 128 random bits. They are in no list of processes: echo is bash's own.
+  echo "$password" | quietly openssl pkcs12 -export -in "${file%.p12}.crt" -inkey "${file%.p12}.key" \
+    -name "$name" -certfile "$store/$name/ca.crt" -passout stdin -out "$making/p12" \
+    -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1
   echo "$password" | quietly openssl pkcs12 -in "$making/p12" -noout -passin stdin
   mv "$making/p12" "$file"
   printf '\n%s   key and certificate in one file. Its password, which is shown this once: %s\n' "$file" "$password"

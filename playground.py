@@ -3745,7 +3745,8 @@ def check(options: argparse.Namespace) -> int:
                 "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
         for name, begin in tls.awaited().items():
             say(f"{tls_files[name]} begins at {rfc3339(begin)}", FUTURE[name])
-        say(f"{tls_files['server_crt']} is a server's, for {', '.join(tls.names)}")
+        say(f"{tls_files['server_crt']} is a server's, for {', '.join(tls.names) or 'nobody'}",
+            "" if tls.names else "it has no subjectAltName: clients refuse it")
         if not tls_files.get("crl"):
             print(f"-      revocation list: {NO_LIST}; gen_cert.sh makes one beside the CA's certificate")
         for name in tls.unlisted:

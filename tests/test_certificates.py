@@ -815,12 +815,12 @@ class Others(unittest.TestCase):
         ca, crl = path("beside/ca/ca.crt"), path("beside/ca/ca.crl")
         with Running(f"--ca_crt={ca}") as server:
             self.assertEqual(len(server.lines(f" crl={crl} ")), 1)
+        self.assertEqual(gen_cert("--revoke", "alice", store="beside").returncode, 0)
         os.rename(crl, f"{crl}.away")
         self.assertRegex(checked(f"--ca_crt={ca}"), "(?m)^-      revocation list: none, so no certificate is")
         with Running(f"--ca_crt={ca}") as server:
             self.assertEqual(len(server.lines('crl="none, so no certificate is revoked"')), 1)
             os.rename(f"{crl}.away", crl)
-            self.assertEqual(gen_cert("--revoke", "alice", store="beside").returncode, 0)
             eventually(lambda: server.lines("outcome=reloaded"), "it is taken up")
             with contextlib.suppress(OSError), server.connect("alice") as connection:
                 self.assertFalse(is_answered(connection))
