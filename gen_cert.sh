@@ -3,15 +3,17 @@
 #
 #   gen_cert.sh server [NAME-OR-IP...]          the server's, for localhost, this host and the names given
 #   gen_cert.sh CLIENT                          one client's; CLIENT is who the server takes it for
+#   gen_cert.sh CLIENT --pkcs12                 the same, new or there, as CLIENT.p12 too: for browsers, Windows, Java
 #   gen_cert.sh --renew server [NAME-OR-IP...]  a new one for the names in the old one and those given
 #   gen_cert.sh --renew CLIENT                  a new one for the same client; the old one stays good until it ends
 #   gen_cert.sh --revoke NAME                   end all certificates of a client, or the server's
+#   gen_cert.sh --list                          each certificate: whose, until when, whether good or revoked
 #   gen_cert.sh -h                              this help
 #
 # They go to key_store/ in the current folder, or to $KEY_STORE:
 #
 #   ca/ca.crt ca.key                     made with the first one; ca.key signs all others: keep it safe
-#   ca/ca.crl                            what is revoked; the server reads it when started with --crl=FILE
+#   ca/ca.crl                            what is revoked; the server reads it where it lies beside ca.crt
 #   ca/issued/                           every certificate signed, so that one whose folder has gone can be revoked
 #   server/server.crt server.key ca.crt
 #   CLIENT/CLIENT.crt CLIENT.key ca.crt  the folder is what a client is sent
@@ -27,6 +29,7 @@ unset CDPATH
 
 readonly CA_DAYS=3650
 readonly DAYS=825 # The longest that Apple's TLS accepts.
+readonly BACK_SECONDS=3600 # Clocks differ: what begins now here may be of the future elsewhere.
 
 die() {
   echo "gen_cert.sh: $*" >&2
@@ -46,26 +49,13 @@ make_key() { # FILE
   quietly openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve -out "$1"
 }
 
-# 128 random bits behind a 1, so that it is positive and never 0 (RFC 5280, section 4.1.2.2).
-serial() { echo "0x1$(openssl rand -hex 16)"; }
-
 make_ca() { # FOLDER
   mkdir -p "$1/issued"
-  make_key "$1/ca.key"
-  cat >"$1/config" <<END
-[req]
-prompt = no
-distinguished_name = name
-x509_extensions = ca
-[name]
-CN = SQLFlow playground CA $(openssl rand -hex 4)
-[ca]
+  sign "$1" ca "SQLFlow playground CA $(openssl rand -hex 4)" "$CA_DAYS" -selfsign -keyfile "$1/ca.key" <<END
 basicConstraints = critical, CA:TRUE, pathlen:0
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 END
-  quietly openssl req -x509 -new -sha256 -config "$1/config" -key "$1/ca.key" -set_serial "$(serial)" -days "$CA_DAYS" -out "$1/ca.crt"
-  rm "$1/config"
   make_crl "$1"
 }
 
@@ -73,14 +63,7 @@ make_certificate() { # FOLDER NAME SUBJECT-ALTERNATIVE-NAMES
   local purpose=clientAuth
   [[ $2 != server ]] || purpose=serverAuth
   mkdir "$1"
-  make_key "$1/$2.key"
-  cat >"$1/config" <<END
-[req]
-prompt = no
-distinguished_name = name
-[name]
-CN = $2
-[certificate]
+  sign "$1" "$2" "$2" "$DAYS" -cert "$store/ca/ca.crt" -keyfile "$store/ca/ca.key" <<END
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
 extendedKeyUsage = $purpose
@@ -88,35 +71,74 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 ${3:+subjectAltName = $3}
 END
-  quietly openssl req -new -sha256 -config "$1/config" -key "$1/$2.key" -out "$1/request"
-  quietly openssl x509 -req -sha256 -in "$1/request" -CA "$store/ca/ca.crt" -CAkey "$store/ca/ca.key" -set_serial "$(serial)" \
-    -days "$DAYS" -extfile "$1/config" -extensions certificate -out "$1/$2.crt"
-  rm "$1/config" "$1/request"
   cp "$store/ca/ca.crt" "$1/ca.crt"
   record "$1/$2.crt"
 }
 
-# The list itself is all that is known of what is revoked: one file, replaced in one step. openssl's
-# database is made from it each time, in a folder that is thrown away.
-make_crl() { # CA-FOLDER SERIAL...: make its ca.crl, or one with these serial numbers as well
-  local ca=$1 work=$making/crl number=0 date serial
-  shift
+# Of openssl's commands only ca takes dates in every version. The books that it keeps are made for it each time,
+# in a folder that is thrown away. Its configuration has its own ideas of what $ and # mean in a path: there is
+# none in it.
+sign() { # FOLDER NAME COMMON-NAME DAYS OPTION...: make a key and its certificate; the extensions come on stdin
+  local folder=$1 file=$1/$2 work=$making/signing
   mkdir "$work"
-  cat >"$work/config" <<END
+  cat >"$work/config" - <(configuration) <<END
+[extensions]
+$(cat)
+[req]
+prompt = no
+distinguished_name = name
+[name]
+CN = $3
+END
+  make_key "$file.key"
+  quietly openssl req -new -sha256 -config "$work/config" -key "$file.key" -out "$work/request"
+  : >"$work/index.txt"
+  # 128 random bits behind a 1, so that it is positive and never 0 (RFC 5280, section 4.1.2.2).
+  echo "01$(openssl rand -hex 16)" >"$work/serial"
+  (cd "$work" && quietly openssl ca -batch -notext -config config -extensions extensions \
+    -startdate "$(moment 0)" -enddate "$(moment "$4")" "${@:5}" -in request -out new)
+  # Openssl says nothing of a disk that is full.
+  [[ $(openssl x509 -in "$work/new" -noout -pubkey 2>&1) == "$(openssl pkey -in "$file.key" -pubout)" ]] ||
+    die "openssl did not write all of $2.key and $2.crt: is there room in $folder?"
+  mv "$work/new" "$file.crt"
+  rm -r "$work"
+}
+
+configuration() {
+  cat <<END
 [ca]
 default_ca = this
 [this]
 database = index.txt
+serial = serial
 crlnumber = crlnumber
+new_certs_dir = .
 default_md = sha256
+policy = policy
 crl_extensions = crl
+[policy]
+commonName = supplied
 [crl]
 authorityKeyIdentifier = keyid:always
 END
+}
+
+moment() { # DAYS: so many after everything that is made now begins
+  local at=$(($(date +%s) - BACK_SECONDS + $1 * 86400))
+  # GNU's, or BSD's.
+  date -u -d "@$at" +%Y%m%d%H%M%SZ 2>/dev/null || date -u -r "$at" +%Y%m%d%H%M%SZ
+}
+
+# The list itself is all that is known of what is revoked: one file, replaced in one step.
+make_crl() { # CA-FOLDER SERIAL...: make its ca.crl, or one with these serial numbers as well
+  local ca=$1 work=$making/crl number=0 date serial
+  shift
+  mkdir "$work"
+  configuration >"$work/config"
   {
     [[ ! -e $ca/ca.crl ]] || revoked "$ca/ca.crl"
-    date=$(date -u +%y%m%d%H%M%SZ)
-    for serial; do echo "$serial $date"; done
+    date=$(moment 0)
+    for serial; do echo "$serial ${date#20}"; done
   } >"$work/revoked"
   while read -r serial date; do
     printf 'R\t%s\t%s\t%s\tunknown\t/CN=revoked\n' "$date" "$date" "$serial"
@@ -127,13 +149,21 @@ END
     cp -p "$ca/ca.crl" "$work/ca.crl"
   fi
   printf '%08X\n' $((16#$number + 1)) >"$work/crlnumber"
-  # openssl's configuration has its own ideas of what $ and # mean in a path: there is none in it.
-  (cd "$work" && quietly openssl ca -gencrl -config config -cert "$ca/ca.crt" -keyfile "$ca/ca.key" -crlsec "$(seconds_left "$ca/ca.crt")" -out new)
+  date=$(moment 0)
+  [[ $(openssl ca -help 2>&1) == *-crl_lastupdate* ]] || date='' # OpenSSL 1.1.1's begins now.
+  (cd "$work" && quietly openssl ca -gencrl -config config -cert "$ca/ca.crt" -keyfile "$ca/ca.key" -out new \
+    -crlsec "$(seconds_left "$ca/ca.crt")" ${date:+-crl_lastupdate "$date"})
+  is_list "$work/new" "$ca" ||
+    die "openssl did not write all of the list, and nothing was changed: is there room in $store?"
   [[ ! -e $ca/ca.crl || $(listed "$work/new") == $(($(listed "$ca/ca.crl") + $#)) ]] ||
     die "this openssl lost what was revoked already: nothing was changed. Use OpenSSL 1.1.1 or later"
   cat "$work/new" >"$work/ca.crl"
   mv -f "$work/ca.crl" "$ca/ca.crl"
   rm -r "$work"
+}
+
+is_list() { # FILE CA-FOLDER
+  [[ $(openssl crl -in "$1" -noout -CAfile "$2/ca.crt" 2>&1) == *"verify OK"* ]]
 }
 
 # Four levels down, all openssls print nothing but these as INTEGER and TIME (RFC 5280, section 5.1).
@@ -170,6 +200,12 @@ record() { # CERTIFICATE...: keep a copy of each with the CA, by name and serial
   done
 }
 
+clean_up() { # STATUS
+  [[ -z $making ]] || rm -rf "$making"
+  [[ -z $locked ]] || rmdir "$locked"
+  [[ $1 != 1 ]] || echo "gen_cert.sh: that failed, and left nothing half-made in use: mend it, and run the same again" >&2
+}
+
 # Two runs at once would each write a list without what the other one revokes.
 lock() {
   local waiting="gen_cert.sh: waiting for another gen_cert.sh in $store"
@@ -198,6 +234,7 @@ replace() { # NAME: finish a renewal, at whatever moment it was interrupted
       mv "$making/old" "$old"
     fi
   fi
+  rm -f "$folder/$1.p12" # It has the old one.
   for file in "$1.key" ca.crt "$1.crt"; do # The certificate last: its serial number says how far this got.
     [[ ! -e $new/$file ]] || mv -f "$new/$file" "$folder/$file"
   done
@@ -234,9 +271,10 @@ complete_ca() { # Make what is missing of it; key stores of older versions have 
     [[ ! -e $store/ca/issued ]] || die "$store/ca/ca.crl has gone, and with it what was revoked: restore it from a backup, or copy it back" \
       "from the server's machine. Without either, remove $store/ca/issued: the next run starts an empty list"
     make_crl "$store/ca"
-    echo "gen_cert.sh: this key store had no revocation list. Start the server with --crl=$store/ca/ca.crl from now on" >&2
+    echo "gen_cert.sh: this key store had no revocation list. The server takes it up if it lies beside its --ca_crt," \
+      "and with --crl=$store/ca/ca.crl" >&2
   fi
-  [[ $(openssl crl -in "$store/ca/ca.crl" -noout -CAfile "$store/ca/ca.crt" 2>&1) == *"verify OK"* ]] ||
+  is_list "$store/ca/ca.crl" "$store/ca" ||
     die "$store/ca/ca.crl is damaged, or of another CA: restore it from a backup"
   [[ ! -e $store/ca/issued ]] || return 0
   recorded=$making/issued
@@ -256,12 +294,49 @@ create() { # NAME-OR-IP...
   fi
   if whole "$folder" "$name.crt" "$name.key" ca.crt; then
     old=$(serial_of "$folder/$name.crt")
-    is_revoked "$old" || die "$folder is there already, and nothing was changed: --renew $name makes a new one, --revoke $name ends it"
+    is_revoked "$old" || already
   fi
   make_certificate "$making/$name" "$name" "$names"
-  [[ -z $old ]] || set_aside "$old"
+  if [[ $old ]]; then
+    tell_lost_names "$(names_of "$folder/$name.crt")" "$(names_of "$making/$name/$name.crt")"
+    set_aside "$old"
+  fi
   mv "$making/$name" "$folder"
   tell_new "$names"
+}
+
+already() { # The certificate that is asked for is there
+  local renewing="--renew $name makes a new one"
+  [[ $name != server ]] || renewing="--renew server NAME... makes a new one, for these names as well"
+  [[ $as_pkcs12 ]] || die "$store/$name is there already, and nothing was changed: $renewing, --revoke $name ends it"
+  pkcs12
+  exit
+}
+
+pkcs12() { # The other form of what is there
+  local file=$store/$name/$name.p12 password
+  [[ ! -e $file ]] || die "$file is there already: remove it for one with another password"
+  password=$(openssl rand -hex 16)
+  # Not openssl's own choice of ciphers, which old Windows, macOS and Java cannot read: what keeps the key safe is
+  # that nobody guesses 128 random bits. They are in no list of processes: echo is bash's own.
+  echo "$password" | quietly openssl pkcs12 -export -in "${file%.p12}.crt" -inkey "${file%.p12}.key" \
+    -name "$name" -certfile "$store/$name/ca.crt" -passout stdin -out "$making/p12" \
+    -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1
+  echo "$password" | quietly openssl pkcs12 -in "$making/p12" -noout -passin stdin
+  mv "$making/p12" "$file"
+  printf '\n%s   key and certificate in one file. Its password, which is shown this once: %s\n' "$file" "$password"
+}
+
+tell_lost_names() { # OLD-NAMES NEW-NAMES
+  local name lost=''
+  while IFS= read -rd, name; do
+    [[ ,$2, == *,$name,* ]] || lost+=" ${name#*:}"
+  done <<<"$1,"
+  [[ -z $lost ]] || echo "gen_cert.sh: the revoked one was also for$lost: gen_cert.sh --renew server$lost" >&2
+}
+
+names_of() { # CERTIFICATE: its alternative names
+  openssl x509 -in "$1" -noout -text | sed -n '/X509v3 Subject Alternative Name/ { n; s/IP Address:/IP:/g; s/ //g; p; }'
 }
 
 set_aside() { # SERIAL
@@ -276,8 +351,7 @@ renew() { # NAME-OR-IP...
   ! is_revoked "$(serial_of "$folder/$name.crt")" || die "$name is revoked: gen_cert.sh $name makes a new one"
   record "$folder/$name.crt"
   if [[ $name == server ]]; then
-    names=$(openssl x509 -in "$folder/$name.crt" -noout -text | sed -n '/X509v3 Subject Alternative Name/ { n; s/IP Address:/IP:/g; s/ //g; p; }')
-    names=$(alternative_names "$names" "$@")
+    names=$(alternative_names "$(names_of "$folder/$name.crt")" "$@")
   fi
   end=$(end_of "$folder/$name.crt")
   make_certificate "$making/$name" "$name" "$names"
@@ -290,6 +364,18 @@ renew() { # NAME-OR-IP...
   replace "$name"
   echo "The old one stays good until $end. If its key may be in other hands: gen_cert.sh --revoke $name, then gen_cert.sh $name."
   tell_new "$names"
+}
+
+list() {
+  local file serial state gone
+  gone=$'\n'$(revoked "$store/ca/ca.crl")
+  for file in "$store"/ca/issued/*.crt; do
+    [[ -e $file ]] || continue
+    name=${file##*/} name=${name%+*} serial=${file##*+} serial=${serial%.crt} state=good
+    openssl x509 -in "$file" -noout -checkend 0 >/dev/null || state=ended
+    [[ $gone != *$'\n'"$serial "* ]] || state=revoked
+    printf '%-24s until %s   %s\n' "$name" "$(end_of "$file")" "$state"
+  done
 }
 
 revoke() {
@@ -328,7 +414,7 @@ END
   else
     cat <<END
 
-A server that was started with --crl=$store/ca/ca.crl ends its connections within seconds, without a restart.
+A server that reads that file (crl= in its first line) ends its connections within seconds, without a restart.
 If it reads a copy on another machine, replace that copy now.
 
 Its databases stay until they are idle. gen_cert.sh $name makes a new certificate, with which it is the same client.
@@ -375,10 +461,15 @@ END
   fi
 }
 
-action=create
+action=create as_pkcs12=''
 case ${1:-} in
   -h | --help) usage && exit ;;
   '') usage >&2 && exit 2 ;;
+  --list)
+    [[ $# == 1 ]] || die "--list takes no name: it shows all"
+    action=list
+    set -- all
+    ;;
   --renew | --revoke)
     [[ $# -gt 1 ]] || die "$1 takes a name: gen_cert.sh $1 some_client"
     action=${1#--}
@@ -390,17 +481,26 @@ shift
 [[ $action == create || $name != ca ]] || die "the CA itself cannot be renewed or revoked: start a new key store, and send everybody new folders"
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$ && $name != ca ]] ||
   die "'$name' cannot be a name: expected up to 64 letters, digits and . _ @ -, a letter or digit first, and not ca"
+if [[ $action == create && $name != server && $* == --pkcs12 ]]; then
+  as_pkcs12=yes
+  shift
+fi
 [[ $action != revoke || $# == 0 ]] || die "--revoke takes one name, not also $*"
 [[ $name == server || $# == 0 ]] || die "only a server has other names: gen_cert.sh server $*"
 alternative_names '' "$@" >/dev/null
 command -v openssl >/dev/null || die "openssl is missing: apt-get install openssl (Debian), brew install openssl (macOS)"
 
 store=${KEY_STORE:-key_store}
-[[ $action != create ]] || mkdir -p "$store"
+[[ $action != create || -d $store ]] || mkdir -p "$store" 2>/dev/null ||
+  die "the key store $store cannot be made there: name another place with KEY_STORE=FOLDER"
 [[ -d $store ]] || die "there is no key store $store: name it with KEY_STORE=FOLDER"
+for file in "$store" "$store/ca" "$store/ca/issued" "$store/$name" "$store/.lock" "$store/ca/ca.key"; do
+  [[ ! -e $file || -r $file && -w $file && (! -d $file || -x $file) ]] ||
+    die "$file is not yours to read and write: run this as its owner, or name another key store with KEY_STORE=FOLDER"
+done
 store=$(cd "$store" && pwd)
 making='' locked=''
-trap '[[ -z $making ]] || rm -rf "$making"; [[ -z $locked ]] || rmdir "$locked"' EXIT
+trap 'clean_up $?' EXIT
 trap 'exit 130' INT TERM HUP
 lock
 rm -rf "$store"/.making.* # A run that was killed.
@@ -414,12 +514,18 @@ done
 
 if ! whole "$store/ca" ca.crt ca.key; then
   [[ $action == create ]] || die "there is no CA in $store: gen_cert.sh server makes one"
+  for file in "$store"/*/*.crt; do
+    [[ ! -e $file ]] || die "$file is of a CA that is not here, and one of a new CA would not go with it: restore" \
+      "$store/ca from a backup, or name another key store with KEY_STORE=FOLDER"
+  done
   make_ca "$making/ca"
   mv "$making/ca" "$store/ca"
+  echo "a new CA, in $store/ca: clients and servers of another one, and its own, will refuse each other"
 fi
 complete_ca
-if [[ $action != revoke ]]; then
+if [[ $action == create || $action == renew ]]; then
   [[ $(seconds_left "$store/ca/ca.crt") -gt $((DAYS * 86400)) ]] ||
     echo "gen_cert.sh: the CA ends before this certificate would: start a new key store, and send everybody new folders" >&2
 fi
 "$action" "$@"
+[[ -z $as_pkcs12 ]] || pkcs12

@@ -408,15 +408,17 @@ class Server(http.server.ThreadingHTTPServer):
         self.hand_out()
         connection.take(connection.take_up, outcome)
 
-    def admit(self, connection: Connection, client: str, certificate: dict[str, Any]) -> bool:
+    def admit(self, connection: Connection, client: str) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
-        serial, ends = int(certificate["serialNumber"], 16), float(certificate_end(certificate["notAfter"]))
+        issuer, serial, _, _, ends = read_certificate(connection.tls.getpeercert(True) or b"")
         ends = min(ends, self.tls.expiries.get("crl", ends))
         if connection.generation != self.generation:
             raise ValueError("the CA or the revocation list changed meanwhile")
-        # OpenSSL has checked these, but not again for a session that is resumed.
-        if serial in self.tls.revoked or ends < time.time():
-            raise ValueError("the certificate of the resumed session is no longer good")
+        # OpenSSL has checked these, but not again for a session that is resumed, nor by a list of the future.
+        if (issuer, serial) in self.tls.revoked:
+            raise ValueError("certificate revoked")
+        if ends < time.time() or self.tls.listed and issuer not in self.tls.listed:
+            raise ValueError("the certificate is no longer good, or of a CA without a list")
         # A client at its own limit makes room among its own, which is room for all.
         crowded = 0 < self.max_connections_per_client <= self.held[client]
         if crowded or len(self.clients) >= MAX_CONNECTIONS:
@@ -424,7 +426,7 @@ class Server(http.server.ThreadingHTTPServer):
             if not longest_idle:
                 return False
             longest_idle.take(longest_idle.leave)
-        connection.client, connection.serial, connection.ends = client, serial, ends
+        connection.client, connection.serial, connection.ends = client, (issuer, serial), ends
         del self.strangers[connection]
         self.clients[connection] = None
         self.held[client] += 1
@@ -452,7 +454,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.call_at(time.monotonic() + RELOAD_SECONDS, self.keep_house)
         self.listen()
         now, before, self.ticked_at = time.monotonic(), self.ticked_at, time.monotonic()
-        if now - before > 5 * RELOAD_SECONDS or min(self.tls.expiries.values()) < time.time():
+        if now - before > 5 * RELOAD_SECONDS or self.tls.lets_nobody_in():
             self.cluster.idle_since = now  # Nobody could be heard of, while it slept or nobody gets in.
         for connection in [client for client in self.idle if self.over(client)]:
             connection.take(connection.leave)
@@ -467,7 +469,8 @@ class Server(http.server.ThreadingHTTPServer):
 
         Those of revoked certificates and idle ones end at once, others with their answer.
         """
-        changed, self.tls = tls.trusted != self.tls.trusted, tls
+        changed = (tls.trusted, tls.revoked) != (self.tls.trusted, self.tls.revoked)
+        self.tls = tls
         if changed:
             self.generation += 1
             for connection in list(self.clients):
@@ -537,7 +540,7 @@ class Connection:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.generation = server.generation
-        self.client, self.serial, self.ends = "", 0, float("inf")
+        self.client, self.serial, self.ends = "", (b"", 0), float("inf")
         self.handshake_reads, self.opening = 0, b""
         # What has come of a request, and how much of it holds no end of a head.
         self.buffer, self.searched = b"", 0
@@ -658,7 +661,7 @@ class Connection:
         if isinstance(outcome, Exception):
             return self.refuse(why_refused(outcome))
         try:
-            room = self.server.admit(self, common_name(outcome), outcome)
+            room = self.server.admit(self, common_name(outcome))
         except ValueError as error:
             return self.refuse(str(error))
         self.started = time.monotonic()
@@ -955,10 +958,6 @@ def why_refused(error: Exception) -> str:
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError) and error.reason:
         return error.reason.replace("_", " ").lower()
     return "hung up" if isinstance(error, OSError) else type(error).__name__
-
-
-# The same certificates come again and again, and reading a time takes as long as parsing a request.
-certificate_end = functools.lru_cache(MAX_CONNECTIONS)(ssl.cert_time_to_seconds)
 
 
 class Refusals:
@@ -3184,35 +3183,54 @@ def strike_out(words: str, passwords: Sequence[str]) -> str:
 
 # ---- TLS files -----------------------------------------------------------------------------------------
 
+# OpenSSL's flags, which ssl does not name in every version: a CA between is one as well, if a file names it;
+PARTIAL_CHAIN = ssl.VerifyFlags(0x80000)
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # and only whose it is and for what, not when.
+
+
 class Tls(NamedTuple):
     """What the TLS files hold, at one moment."""
 
     context: ssl.SSLContext
     trusted: bytes  # The CA and the revocation list: who is let in.
-    revoked: frozenset[int]  # Serial numbers.
-    expiries: dict[str, float]  # By file; seconds since 1970.
+    revoked: frozenset[tuple[bytes, int]]  # Issuers and serial numbers.
+    listed: frozenset[bytes]  # Issuers of lists: with one, nobody else's clients are let in.
+    begins: dict[str, float]  # By file; seconds since 1970.
+    expiries: dict[str, float]
+    names: tuple[str, ...]  # Of the server, as clients see them.
     # CAs whose clients nobody lets in, since another CA has a list and they have none.
     unlisted: tuple[str, ...]
 
+    def awaited(self) -> dict[str, float]:
+        """Return when the files whose time has not come begin."""
+        return {name: begin for name, begin in self.begins.items() if begin > time.time()}
+
+    def lets_nobody_in(self) -> bool:
+        """Tell whether a file has ended, or one without which there is no handshake has not begun."""
+        return min(self.expiries.values()) < time.time() or bool(self.awaited().keys() - {"crl"})
+
 
 def load_tls(files: dict[str, str]) -> Tls:
-    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, if not empty.
+    """Read the TLS files by their options' names: ca_crt, server_crt, server_key, and crl, if there is one.
 
     The context requires a certificate of our CA from every client, in every handshake. Raises Refusal.
     """
-    content = {}
+    content, crl_file = {"crl": b""}, files.get("crl", "")
     for name, path in files.items():
         with blaming(f"--{name} {path} cannot be read",
                      "make it with gen_cert.sh server, or name another file"):
             content[name] = read_file(path) if path or name != "crl" else b""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.2's without the padding that attacks measure.
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= PARTIAL_CHAIN
     # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps
     # them with the context, Python cannot tell it not to, and Server.admit looks.
     context.options |= (ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
                         | ssl.OP_NO_RENEGOTIATION)
     context.num_tickets = 0
+    begins, expiries = {}, {}
     with blaming(f"--ca_crt {files['ca_crt']} holds no certificate that can be used",
                  "name the CA's certificate in PEM"):
         # OpenSSL checks the purpose too: a certificate for servers only is no client's.
@@ -3220,60 +3238,120 @@ def load_tls(files: dict[str, str]) -> Tls:
         authorities = list(map(read_certificate, context.get_ca_certs(binary_form=True)))
         if not authorities:
             raise ValueError("it is no CA's: it may not sign others")
-        expiries = {"ca_crt": min(expiry for _, expiry in authorities)}
+        begins["ca_crt"] = min(authority.begins for authority in authorities)
+        ends = [authority.ends for authority in authorities]
+        # One that has ended keeps nobody of the others' out.
+        expiries["ca_crt"] = min((end for end in ends if end > time.time()), default=max(ends))
+    if b"ENCRYPTED" in content["server_key"]:
+        raise Refusal(f"--server_key {files['server_key']} is encrypted, and nobody can type its password",
+                      f"decrypt it: openssl pkey -in {files['server_key']} -out FILE, and name that file")
     with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used "
                  "together",
                  "expected a private key in PEM without a password, and its certificate"):
         # Without a password function OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
-        expiries["server_crt"] = read_certificate(pem(content["server_crt"], "CERTIFICATE")[0])[1]
-    revoked: set[int] = set()
+        chain = pem(content["server_crt"], "CERTIFICATE")
+        begins["server_crt"], expiries["server_crt"] = read_certificate(chain[0])[3:]
+    revoked: set[tuple[bytes, int]] = set()
     listed: set[bytes] = set()
-    with blaming(f"--crl {files['crl']} cannot be used",
+    with blaming(f"--crl {crl_file} cannot be used",
                  "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
-        for crl in pem(content["crl"], "X509 CRL") if files["crl"] else ():
+        for crl in pem(content["crl"], "X509 CRL") if crl_file else ():
             issuer, made, expiry, serials = read_crl(crl)
-            if issuer not in [subject for subject, _ in authorities]:
-                raise ValueError(f"it is not of the CA in {files['ca_crt']}")
-            if not made <= time.time() < expiry:
-                raise ValueError(f"it {'has ended' if expiry < time.time() else 'is of the future'}, and "
-                                 "nobody would get in")
+            if issuer not in [authority.subject for authority in authorities]:
+                raise ValueError(f"it is not of a CA in {files['ca_crt']}")
+            if expiry < time.time():
+                raise ValueError("it has ended, and nobody would get in")
+            begins["crl"] = max(made, begins.get("crl", made))
             expiries["crl"] = min(expiry, expiries.get("crl", expiry))
-            revoked |= serials
+            revoked |= {(issuer, serial) for serial in serials}
             listed.add(issuer)
-        if files["crl"]:
-            context.load_verify_locations(files["crl"])
+        # OpenSSL would let nobody in by a list of the future: until its time, Server.admit alone looks at it.
+        if crl_file and begins["crl"] <= time.time():
+            context.load_verify_locations(crl_file)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    unlisted = tuple(readable_name(subject) for subject, _ in authorities
-                     if files["crl"] and subject not in listed)
-    return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), expiries, unlisted)
+    with blaming(f"--server_crt {files['server_crt']} would be refused by every client",
+                 "name a server's certificate, as gen_cert.sh server makes it, with those between it and its "
+                 "CA behind it, in one file; and the CA's own too, if that is not the clients'"):
+        names = names_shown(context, files["ca_crt"], chain)
+    # One that signs another CA's certificate is not expected to sign clients' as well.
+    parents = {authority.issuer for authority in authorities if authority.issuer != authority.subject}
+    unlisted = tuple(readable_name(authority.subject) for authority in authorities
+                     if listed and authority.subject not in listed | parents)
+    return Tls(context, content["ca_crt"] + content["crl"], frozenset(revoked), frozenset(listed), begins,
+               expiries, names, unlisted)
+
+
+def names_shown(context: ssl.SSLContext, ca_crt: str, chain: list[bytes]) -> tuple[str, ...]:
+    """Return the names in a server's certificate, by a handshake with a client that does not look at them.
+
+    The client trusts the CA, the system's, and what signs itself in the server's file. Raises ValueError if
+    it refuses the certificate, but not for its dates: they are judged when their time comes.
+    """
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname = False
+    trusting.verify_flags |= PARTIAL_CHAIN | NO_CHECK_TIME
+    trusting.load_default_certs()
+    trusting.load_verify_locations(ca_crt)
+    if roots := [one for one in chain if read_certificate(one).issuer == read_certificate(one).subject]:
+        trusting.load_verify_locations(cadata=b"".join(roots))
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    client = trusting.wrap_bio(to_client, to_server)
+    for side in (client, server, client):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLCertVerificationError as error:
+            raise ValueError(error.verify_message) from error
+    alternatives: Any = (client.getpeercert() or {}).get("subjectAltName", ())
+    return tuple(name for _, name in alternatives)
 
 
 def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
-    """Read the TLS files when they change or SIGHUP comes, as a thread, and warn before they end.
+    """Read the TLS files when they change, their time comes or SIGHUP does, as a thread; warn of their ends.
 
-    Files that cannot be used leave everything as it was.
+    Files that cannot be used leave everything as it was. So do a CA and a server's certificate whose time has
+    not come, but for what is newly revoked.
     """
     files, warned = server.tls_files, dict[str, float]()
     taken = before = stamps(files)
+    read, awaited = tls, tls.awaited()  # What was read last need not be what is in use.
     while True:
-        warn_of_ends(files, tls, warned)
+        warn_of_ends(files, tls, read, warned)
         ordered = True
         try:
             server.reloads.get(timeout=RELOAD_SECONDS)
         except queue.Empty:
             ordered = False
+        find_crl(files)
         now = stamps(files)
-        if ordered or now != taken and now == before:
-            taken = now
+        if ordered or now != taken and now == before or awaited.keys() - read.awaited().keys():
+            taken, awaited = now, read.awaited()
             try:
-                tls = load_tls(files)
-                server.post(functools.partial(server.take_files, tls))
+                read = load_tls(files)
+                awaited = read.awaited()
+                if lost := set(tls.names) - set(read.names):
+                    log.warning(logfmt("tls", file=files["server_crt"], lacks=",".join(sorted(lost)),
+                                       remedy="clients who use these names refuse it: renew it with them"))
+                revoked = read.revoked | tls.revoked if awaited else read.revoked
+                kept = awaited.keys() - {"crl"} and not tls.lets_nobody_in()
+                if (new := (tls if kept else read)._replace(revoked=revoked)) != tls:
+                    tls = new
+                    server.post(functools.partial(server.take_files, tls))
             except Refusal as refusal:
                 log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))
             except Exception:
                 log.error(logfmt("tls", error=traceback.format_exc()))
         before = now
+
+
+def find_crl(files: dict[str, str]) -> None:
+    """Name the list beside the CA's certificate once it is there, unless --crl names one, or none."""
+    beside = os.path.join(os.path.dirname(files["ca_crt"]), "ca.crl")
+    if "crl" not in files and os.path.exists(beside):
+        files["crl"] = beside
 
 
 def stamps(files: dict[str, str]) -> list[tuple[int, ...]]:
@@ -3286,8 +3364,8 @@ def stamps(files: dict[str, str]) -> list[tuple[int, ...]]:
     return found
 
 
-def warn_of_ends(files: dict[str, str], tls: Tls, warned: dict[str, float]) -> None:
-    """Warn once a day of a file that ends soon, and once a minute of one that has ended."""
+def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, float]) -> None:
+    """Warn once a day of a file that ends soon or has not begun, and once a minute of one that has ended."""
     for name, expiry in tls.expiries.items():
         left = expiry - time.time()
         key = name if left > 0 else f"{name} has ended"
@@ -3296,6 +3374,16 @@ def warn_of_ends(files: dict[str, str], tls: Tls, warned: dict[str, float]) -> N
             log.log(logging.ERROR if left <= 0 else logging.WARNING, logfmt(
                 "tls", file=files[name], ends=rfc3339(expiry),
                 remedy="renew it: nobody gets in after its end"))
+    for name, begin in read.awaited().items():
+        if time.monotonic() > warned.get(f"{name} begins {begin}", 0):
+            warned[f"{name} begins {begin}"] = time.monotonic() + 86400
+            log.warning(logfmt("tls", file=files[name], begins=rfc3339(begin), remedy=FUTURE[name]))
+
+
+# What is to be done about a file whose time has not come, and what happens until then.
+FUTURE = dict.fromkeys(("ca_crt", "server_crt"), "see that all clocks are right: until then the one before "
+                       "stays in use, and nobody gets in where there was none")
+FUTURE["crl"] = "see that all clocks are right: what it revokes is shut out already"
 
 
 def read_file(path: str) -> bytes:
@@ -3313,11 +3401,24 @@ def pem(content: bytes, label: str) -> list[bytes]:
     return blocks
 
 
-def read_certificate(certificate: bytes) -> tuple[bytes, float]:
-    """Return a certificate's subject and its end (RFC 5280, section 4.1): ssl tells them of peers only."""
+class Certificate(NamedTuple):
+    """Of a certificate, what ssl does not tell of one that is in a file, or not in the form of a list's."""
+
+    issuer: bytes
+    serial: int
+    subject: bytes
+    begins: float  # Seconds since 1970.
+    ends: float
+
+
+@functools.lru_cache(MAX_CONNECTIONS)
+def read_certificate(certificate: bytes) -> Certificate:
+    """Read a certificate (RFC 5280, section 4.1). The same ones come again and again. Raises ValueError."""
     fields = der(der(der(certificate)[0][1])[0][1])
     fields = fields[1:] if fields[0][0] == 0xa0 else fields  # A version comes first, but for version 1.
-    return fields[4][1], der_time(*der(fields[3][1])[1])
+    (_, serial), _, (_, issuer), (_, validity), (_, subject) = fields[:5]
+    begins, ends = (der_time(*moment) for moment in der(validity))
+    return Certificate(issuer, int.from_bytes(serial, "big"), subject, begins, ends)
 
 
 def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
@@ -3332,8 +3433,8 @@ def read_crl(crl: bytes) -> tuple[bytes, float, float, set[int]]:
 
 def readable_name(name: bytes) -> str:
     """Return a distinguished name's values as a maintainer knows them (RFC 5280, section 4.1.2.4)."""
-    values = [der(der(attribute)[0][1])[1][1] for _, attribute in der(name)]
-    return "/".join(value.decode("utf-8", "replace") for value in values)
+    values = [der(der(attribute)[0][1])[1] for _, attribute in der(name)]
+    return "/".join(value.decode("utf-16-be" if tag == 0x1e else "utf-8", "replace") for tag, value in values)
 
 
 def der(data: bytes) -> list[tuple[int, bytes]]:
@@ -3569,8 +3670,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     option("ca_crt", "key_store/ca/ca.crt", "PEM file: the CA whose clients are let in")
     option("server_key", "key_store/server/server.key", "PEM file: this server's private key, not encrypted")
     option("server_crt", "key_store/server/server.crt", "PEM file: this server's certificate")
-    option("crl", "", "PEM file: the CA's list of revoked certificates",
-           shown="none: no certificate is revoked")
+    option("crl", None, "PEM file: the CA's list of revoked certificates; empty for none",
+           shown="ca.crl beside the CA's certificate, where that is there")
     option("namespace", "", "namespace for the databases", shown="kubectl's own")
     option("context", "", "context of the kubeconfig", shown="kubectl's own")
     option("kubectl", "kubectl", "kubectl program, 1.20 or later")
@@ -3630,7 +3731,10 @@ def settings_of(options: argparse.Namespace, template: Template) -> Settings:
 
 def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
     """Return the paths of the TLS files by their options' names."""
-    return {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
+    files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
+    files = {name: path for name, path in files.items() if path is not None}
+    find_crl(files)
+    return files
 
 
 def find_kubectl(options: argparse.Namespace) -> Kubectl:
@@ -3704,13 +3808,12 @@ def check(options: argparse.Namespace) -> int:
             days = int((expiry - time.time()) // 86400)
             say(f"{tls_files[name]} ends in {days} days",
                 "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
-        try:
-            alternatives = presented(tls, tls_files["ca_crt"]).get("subjectAltName", ())
-            names = ", ".join(name for _, name in alternatives)
-            say(f"{tls_files['server_crt']} is a server's, of the CA in {tls_files['ca_crt']}, for {names}")
-        except ssl.SSLError as error:
-            say(tls_files["server_crt"],
-                f"clients would refuse it ({why_refused(error)}); make it with gen_cert.sh server")
+        for name, begin in tls.awaited().items():
+            say(f"{tls_files[name]} begins at {rfc3339(begin)}", FUTURE[name])
+        say(f"{tls_files['server_crt']} is a server's, for {', '.join(tls.names) or 'nobody'}",
+            "" if tls.names else "it has no subjectAltName: clients refuse it")
+        if not tls_files.get("crl"):
+            print(f"-      revocation list: {NO_LIST}; gen_cert.sh makes one beside the CA's certificate")
         for name in tls.unlisted:
             say(f"{tls_files['crl']} lists the CA {name!r}", UNLISTED)
     template: Template | None = prepare(find_template)
@@ -3783,20 +3886,10 @@ def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
         return []
 
 
+NO_LIST = "none, so no certificate is revoked"
 UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
 
 
-def presented(tls: Tls, ca_crt: str) -> dict[str, Any]:
-    """Return the certificate that a client sees which trusts the CA. Raises SSLError if it refuses."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context(cafile=ca_crt)
-    context.check_hostname = False
-    server = tls.context.wrap_bio(to_server, to_client, server_side=True)
-    client = context.wrap_bio(to_client, to_server)
-    for side in (client, server, client):
-        with contextlib.suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-    return client.getpeercert() or {}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -3847,12 +3940,12 @@ def run(options: argparse.Namespace) -> int:
     threading.Thread(target=watch_tls_files, args=(server, server.tls), name="tls files", daemon=True).start()
     server.listen()
     log.info(logfmt("start", version=__version__, host=server.server_address[0], port=server.server_port,
-                    client_ca=options.ca_crt, crl=options.crl or "none",
+                    client_ca=options.ca_crt, crl=tls_files.get("crl") or NO_LIST,
                     certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
                     context=options.context or "current", namespace=kubectl.namespace, template=template.path,
                     idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
     for name in server.tls.unlisted:
-        log.warning(logfmt("tls", file=options.crl, lacks=name, remedy=UNLISTED))
+        log.warning(logfmt("tls", file=tls_files["crl"], lacks=name, remedy=UNLISTED))
     server.serve_forever()
     server.refusals.flush(everything=True)
     kubectl.stop()

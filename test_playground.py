@@ -116,7 +116,7 @@ class Start(unittest.TestCase):
                     self.assertIn(remedy, line)
         self.assertIn("KEY_VALUES_MISMATCH",
                       refused(f"--server_key={path('key_store/alice/alice.key')}"))
-        self.assertIn("without a password", refused(f"--server_key={path('locked')}"))
+        self.assertIn(f"openssl pkey -in {path('locked')} -out", refused(f"--server_key={path('locked')}"))
 
     def test_template_that_does_not_parse_or_lacks_a_placeholder_is_named(self) -> None:
         def lacking(kind: str, change: Any, expected: str) -> None:

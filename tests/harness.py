@@ -517,24 +517,32 @@ class Ca:
                         self.certificate, "-keyfile", self.key, *arguments], input=stdin, check=True,
                        capture_output=True)
 
-    def certify(self, subject: str, seconds: int) -> ssl.SSLContext:
-        """Return the context of a client with alice's key and a certificate for so many seconds."""
-        key = path("key_store/alice/alice.key")
+    def sign(self, subject: str, key: str, begins: float, ends: float, name: str, *options: str) -> str:
+        """Make a certificate between two times, in seconds from now; return its path."""
         request = subprocess.run(["openssl", "req", "-new", "-key", key, "-subj", subject], check=True,
                                  capture_output=True).stdout
-        dates = [time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + offset))
-                 for offset in (-60, seconds)]
-        self.run("-in", "/dev/stdin", "-out", f"{self.folder}/crt", "-preserveDN", "-startdate", dates[0],
-                 "-enddate", dates[1], stdin=request)
-        context = tls("")
-        context.load_cert_chain(f"{self.folder}/crt", key)
-        return context
-
-    def list_for(self, seconds: int, name: str) -> str:
-        """Make a revocation list for so many seconds; return its path."""
-        self.run("-gencrl", "-crlsec", str(seconds), "-out", f"{name}.new")
+        self.run("-in", "/dev/stdin", "-out", f"{name}.new", "-preserveDN", "-startdate", from_now(begins),
+                 "-enddate", from_now(ends), *options, stdin=request)
         os.replace(f"{name}.new", name)
         return name
+
+    def certify(self, subject: str, seconds: int, begins: float = -60) -> ssl.SSLContext:
+        """Return the context of a client with alice's key and a certificate for so many seconds."""
+        key, context = path("key_store/alice/alice.key"), tls("")
+        context.load_cert_chain(self.sign(subject, key, begins, seconds, f"{self.folder}/crt"), key)
+        return context
+
+    def list_for(self, seconds: int, name: str, begins: float = 0) -> str:
+        """Make a revocation list for so many seconds; return its path."""
+        self.run("-gencrl", "-crl_lastupdate", from_now(begins), "-crlsec", str(seconds),
+                 "-out", f"{name}.new")
+        os.replace(f"{name}.new", name)
+        return name
+
+
+def from_now(seconds: float) -> str:
+    """Return a time as openssl takes it."""
+    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + seconds))
 
 
 def our_ca() -> Ca:

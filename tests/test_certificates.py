@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 import shutil
@@ -15,20 +16,25 @@ import sys
 import time
 import unittest
 import unittest.mock
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tests import harness
 from tests.harness import (
     PATIENCE_SECONDS,
     ROOT,
+    STATUS,
     Ca,
     Running,
     another_ca,
     eventually,
+    from_now,
     gen_cert,
     is_answered,
     our_ca,
     path,
+    read,
     receive_all,
     refused,
     tls,
@@ -131,14 +137,14 @@ class Certificates(unittest.TestCase):
         os.mkdir(path("slow"))
         with open(path("slow/openssl"), "w", encoding="utf-8") as file:
             file.write(
-                '#!/bin/sh\ncase "$1 $2" in "x509 -req") sleep 5;; esac\n'
+                '#!/bin/sh\ncase "$1 $2" in "ca -batch") sleep 5;; esac\n'
                 'exec /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin openssl "$@"\n')
         os.chmod(path("slow/openssl"), 0o755)
         process = subprocess.Popen([os.path.join(ROOT, "gen_cert.sh"), "eve"], start_new_session=True,
                                    stderr=subprocess.DEVNULL,
                                    env={**os.environ, "KEY_STORE": path("slow_store"),
                                         "PATH": path("slow") + ":" + os.environ["PATH"]})
-        eventually(lambda: glob.glob(path("slow_store/.making.*/eve/request"))
+        eventually(lambda: glob.glob(path("slow_store/.making.*/eve/eve.key"))
                    or os.path.exists(path("slow_store/ca/ca.crt")), "it is at work")
         # SIGINT is ignored by what a script started in the background.
         os.killpg(process.pid, signal.SIGTERM)
@@ -257,44 +263,151 @@ class Certificates(unittest.TestCase):
             result = gen_cert("dave", store="older")
             self.assertEqual((result.returncode, words in result.stderr), (2, True), result)
 
-    def test_killed_at_any_step_it_leaves_a_pair_and_every_revocation_and_the_next_run_goes_on(self) -> None:
+    def test_killed_at_any_command_it_leaves_a_pair_and_all_revocations_and_the_next_goes_on(self) -> None:
         os.mkdir(path("killing"))
-        with open(path("killing/mv"), "w", encoding="utf-8") as file:  # All that changes what is there.
+        with open(path("killing/mv"), "w", encoding="utf-8") as file:
             file.write('#!/bin/sh\nread -r left <"$STEPS"\necho $((left - 1)) >"$STEPS"\n'
-                       '[ "$left" != 0 ] || { kill -9 $PPID; exit 1; }\n'
-                       'PATH=/usr/bin:/bin exec "${0##*/}" "$@"\n')
+                       '[ "$left" != 0 ] || kill -9 0\nPATH=/usr/bin:/bin exec "${0##*/}" "$@"\n')
         os.chmod(path("killing/mv"), 0o755)
-        os.symlink("mv", path("killing/rmdir"))
+        for tool in ("rmdir", "openssl", "mkdir", "cp", "cat", "rm", "mktemp", "date"):
+            os.symlink("mv", path("killing", tool))
         for name in ("alice", "eve"):
             gen_cert(name, store="whole")
         gen_cert("--revoke", "eve", store="whole")
-        for action in ("--renew", "--revoke"):
-            for step in range(100):
-                shutil.copytree(path("whole"), path("killed"))
-                with open(path("steps"), "w", encoding="utf-8") as file:
-                    file.write(f"{step}\n")
-                result = gen_cert(action, "alice", store="killed", STEPS=path("steps"),
-                                  PATH=path("killing") + ":" + os.environ["PATH"])
-                pairs = [self.matching("killed", name) for name in os.listdir(path("killed"))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(self.kill, (["--renew", "alice"], ["--revoke", "alice"], ["alice"],
+                                      ["alice", "--pkcs12"])))
+
+    def kill(self, arguments: list[str]) -> None:
+        """Kill a run, and all that it started, at one command after the other."""
+        store, steps = f"killed-{''.join(arguments)}", path(f"steps-{''.join(arguments)}")
+        first = arguments == ["alice"]  # In an empty key store.
+        for step in range(500):
+            if not first:
+                shutil.copytree(path("whole"), path(store))
+            with open(steps, "w", encoding="utf-8") as file:
+                file.write(f"{step}\n")
+            killed = subprocess.run([os.path.join(ROOT, "gen_cert.sh"), *arguments], capture_output=True,
+                                    start_new_session=True, env={
+                **os.environ, "KEY_STORE": path(store), "STEPS": steps,
+                "PATH": path("killing") + ":" + os.environ["PATH"]})
+            if not first:
+                pairs = [self.matching(store, name) for name in os.listdir(path(store))
                          if name.startswith("alice")]
-                self.assertIn(True, pairs, (action, step))
-                self.assertIn("certificate revoked", self.verdict("killed", "eve/eve.crt"), (action, step))
-                if result.returncode == 0:
-                    break
-                self.assertEqual(result.returncode, -signal.SIGKILL, result)
-                self.assertEqual(gen_cert("frank", store="killed").returncode, 0)
-                self.assertTrue(self.matching("killed", "alice"), (action, step))
-                self.assertEqual(self.verdict("killed", "frank/frank.crt"), "OK")
-                self.assertEqual(glob.glob(path("killed/.making*")) + glob.glob(path("killed/.renewing*")),
-                                 [], (action, step))
-                self.assertEqual(gen_cert("--revoke", "alice", store="killed").returncode, 0)
-                for name in os.listdir(path("killed")):
+                self.assertIn(True, pairs, (arguments, step))
+                self.assertIn("certificate revoked", self.verdict(store, "eve/eve.crt"), (arguments, step))
+            if killed.returncode == 0:
+                break
+            self.assertEqual(killed.returncode, -signal.SIGKILL, killed)
+            result = gen_cert("frank", store=store)
+            self.assertEqual(result.returncode, 0, (arguments, step, result))
+            self.assertEqual(self.verdict(store, "frank/frank.crt"), "OK")
+            self.assertTrue(first or self.matching(store, "alice"), (arguments, step))
+            self.assertEqual(glob.glob(path(store, ".making*")) + glob.glob(path(store, ".renewing*")),
+                             [], (arguments, step))
+            if "--revoke" in arguments or "--renew" in arguments:
+                self.assertEqual(gen_cert("--revoke", "alice", store=store).returncode, 0)
+                for name in os.listdir(path(store)):
                     if name.startswith("alice"):
-                        self.assertIn("certificate revoked", self.verdict("killed", f"{name}/alice.crt"),
-                                      (action, step))
-                shutil.rmtree(path("killed"))
-            self.assertGreater(step, 0)
-            shutil.rmtree(path("killed"))
+                        self.assertIn("certificate revoked", self.verdict(store, f"{name}/alice.crt"),
+                                      (arguments, step))
+            shutil.rmtree(path(store))
+        self.assertGreater(step, 5)
+        shutil.rmtree(path(store))
+
+    def test_disk_that_is_full_at_any_step_leaves_what_the_next_run_completes(self) -> None:
+        os.mkdir(path("small"))
+        script = """mount -t tmpfs -o size="$1"k tmpfs "$2" || exit 77
+KEY_STORE=$2/store "$3" $4 >&2; echo $?
+mount -o remount,size=4m "$2"
+KEY_STORE=$2/store "$3" bob >&2 && KEY_STORE=$2/store "$3" --revoke bob >&2 &&
+    openssl crl -in "$2/store/ca/ca.crl" -noout -CAfile "$2/store/ca/ca.crt" >&2 && ls -A "$2/store" """
+        ended = set()
+        for size in range(4, 68, 4):
+            for arguments in ("server", "alice --pkcs12"):
+                result = subprocess.run(
+                    ["unshare", "--map-root-user", "--mount", "bash", "-c", script, "-", str(size),
+                     path("small"), os.path.join(ROOT, "gen_cert.sh"), arguments],
+                    capture_output=True, text=True)
+                if result.returncode in (1, 77) and not result.stdout:
+                    self.skipTest(f"needs the right to mount a small file system: {result.stderr}")
+                self.assertEqual(result.returncode, 0, (size, arguments, result.stderr))
+                status, *left = result.stdout.split()
+                ended.add(status)
+                self.assertLessEqual(set(left), {".lock", "ca", "bob", "alice", "server"}, (size, arguments))
+                self.assertTrue(status == "0" or "gen_cert.sh: " in result.stderr, (size, result.stderr))
+        self.assertIn("0", ended)
+        self.assertGreater(len(ended), 1)
+
+    def test_new_ca_is_said_and_none_is_made_beside_the_certificates_of_another(self) -> None:
+        self.assertIn(f"a new CA, in {path('first')}/ca", gen_cert("alice", store="first").stdout)
+        self.assertNotIn("a new CA", gen_cert("bob", store="first").stdout)
+        shutil.move(path("first/ca"), path("first ca"))
+        result = gen_cert("server", store="first")
+        self.assertEqual((result.returncode, "restore" in result.stderr), (2, True), result)
+        self.assertEqual(set(os.listdir(path("first"))), {".lock", "alice", "bob"})
+
+    def test_all_that_is_made_began_an_hour_ago(self) -> None:
+        gen_cert("alice", store="hour")
+        gen_cert("--revoke", "alice", store="hour")
+        for kind, name, option, expected in (("x509", "ca/ca.crt", "-startdate", 0),
+                                             ("x509", "alice/alice.crt", "-startdate", 0),
+                                             ("x509", "alice/alice.crt", "-enddate", 825 * 86400),
+                                             ("crl", "ca/ca.crl", "-lastupdate", 0)):
+            moment = openssl(kind, "-in", path("hour", name), "-noout", option).strip().partition("=")[2]
+            offset = ssl.cert_time_to_seconds(moment) - time.time()
+            self.assertLess(abs(offset + 3600 - expected), 300, (name, option))
+
+    def test_list_has_a_line_for_each_certificate(self) -> None:
+        for arguments in (("alice",), ("bob",), ("--revoke", "bob"), ("server",), ("--renew", "alice")):
+            self.assertEqual(gen_cert(*arguments, store="listed").returncode, 0)
+        self.assertEqual(re.findall(r"(?m)^(\S+) +until \w{3} .{2} .{8} \d{4} GMT   (\w+)$",
+                                    gen_cert("--list", store="listed").stdout),
+                         [("alice", "good"), ("alice", "good"), ("bob", "revoked"), ("server", "good")])
+
+    def test_server_that_is_there_or_was_revoked_comes_with_the_command_that_keeps_its_names(self) -> None:
+        gen_cert("server", "play.example.org", "10.1.2.3", store="hinted")
+        self.assertIn("--renew server NAME...", gen_cert("server", "x.org", store="hinted").stderr)
+        gen_cert("--revoke", "server", store="hinted")
+        self.assertIn("gen_cert.sh --renew server play.example.org 10.1.2.3\n",
+                      gen_cert("server", store="hinted").stderr)
+
+    def test_key_store_that_may_not_be_made_written_or_entered_is_one_line(self) -> None:
+        gen_cert("alice", store="foreign")
+        os.mkdir(path("foreign/empty"))
+        with open(path("foreign/file"), "w", encoding="utf-8"):
+            pass
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+        os.chmod(path(), 0o711)
+        self.addCleanup(os.chmod, path(), 0o700)
+        for folder, mode in (("foreign/file/x", 0), ("foreign/empty", 0o555), ("foreign/empty", 0o666),
+                             ("foreign/empty/new", 0o555), ("foreign", 0o777)):
+            if mode:
+                os.chmod(path("foreign"), 0o711)
+                os.chmod(path(*folder.removesuffix("/new").split("/")), mode)
+            with self.subTest(folder, mode=mode):
+                result = subprocess.run([*nobody, "bash", "-s", "carol"], input=read("gen_cert.sh"),
+                                        text=True, capture_output=True, cwd="/",
+                                        env={**os.environ, "KEY_STORE": path(folder)})
+                self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1), result)
+                self.assertRegex(result.stderr, f"^gen_cert.sh: .*{path(folder)}.*KEY_STORE=FOLDER")
+
+    def test_pkcs12_is_taken_by_curl_with_the_password_that_is_shown_once(self) -> None:
+        first = gen_cert("zoe", "--pkcs12")
+        file, password = path("key_store/zoe/zoe.p12"), first.stdout.split()[-1]
+        again = gen_cert("zoe", "--pkcs12")
+        self.assertEqual((first.returncode, again.returncode), (0, 2))
+        self.assertIn("is there already", again.stderr)
+        with Running() as server:
+            said = subprocess.run(["curl", "-sS", "--cacert", path("key_store/ca/ca.crt"), "--cert-type",
+                                   "P12", "--cert", f"{file}:{password}",
+                                   f"https://localhost:{server.port}/api/status"],
+                                  capture_output=True, text=True)
+            self.assertEqual(json.loads(said.stdout)["version"], "1.0.0", said)
+        self.assertEqual(os.stat(file).st_mode & 0o777, 0o600)
+        self.assertEqual(gen_cert("--renew", "zoe").returncode, 0)
+        self.assertFalse(os.path.exists(file))  # It had the old one.
+        self.assertEqual(gen_cert("zoe", "--pkcs12").returncode, 0)
 
     def test_two_at_once_wait_for_one_another_and_neither_revocation_is_lost(self) -> None:
         os.mkdir(path("without_flock"))
@@ -335,6 +448,64 @@ class Certificates(unittest.TestCase):
         self.assertEqual(gen_cert("--revoke", "alice", store="no_such").returncode, 2)
         self.assertFalse(os.path.exists(path("no_such")))
         self.assertEqual(openssl("crl", "-in", path("key_store/ca/ca.crl")), before)
+
+
+class Strict(unittest.TestCase):
+    """What gen_cert.sh makes, before those who look most closely."""
+
+    def test_python_3_13s_default_takes_both_sides(self) -> None:
+        strict = ssl.VERIFY_X509_STRICT | ssl.VerifyFlags(0x80000)  # The latter has no name before 3.10.
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client, server = tls("alice"), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.verify_mode = ssl.CERT_REQUIRED
+        server.load_verify_locations(path("key_store/ca/ca.crt"))
+        server.load_verify_locations(path("key_store/ca/ca.crl"))
+        server.load_cert_chain(*(path(f"key_store/server/server.{ending}") for ending in ("crt", "key")))
+        client.verify_flags |= strict
+        server.verify_flags |= strict | ssl.VERIFY_CRL_CHECK_LEAF
+        ours = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+        theirs = server.wrap_bio(to_server, to_client, server_side=True)
+        for side in (ours, theirs, ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        self.assertTrue(theirs.getpeercert() and ours.getpeercert())
+
+    @unittest.skipUnless(shutil.which("javac"), "no javac: apt-get install default-jdk-headless")
+    def test_java_takes_both_sides_as_the_guide_for_users_says(self) -> None:
+        guide = read("docs/user.md")
+        password = gen_cert("java", "--pkcs12").stdout.split()[-1]
+        program, = re.findall(r"```\n(import java.*?)```", guide, re.S)
+        with open(path("key_store/java/Ask.java"), "w", encoding="utf-8") as file, Running() as server:
+            file.write(program.replace("50052", str(server.port)).replace("play.example.org", "localhost"))
+            file.flush()
+            commands, = re.findall(r"```\n(keytool .*?)```", guide, re.S)
+            said = subprocess.run(["bash", "-ec", commands.replace("PASSWORD", password).replace(
+                "some_client", "java")], cwd=path("key_store/java"), capture_output=True, text=True)
+            self.assertIn('"version"', said.stdout, said)
+
+    @unittest.skipUnless(shutil.which("go"), "no go: apt-get install golang-go")
+    def test_go_takes_both_sides(self) -> None:
+        with open(path("ask.go"), "w", encoding="utf-8") as file, Running() as server:
+            file.write("""package main
+import ("crypto/tls"; "crypto/x509"; "fmt"; "io"; "os")
+func main() {
+    pair, err := tls.LoadX509KeyPair("alice.crt", "alice.key")
+    if err != nil { panic(err) }
+    ca, _ := os.ReadFile("ca.crt")
+    pool := x509.NewCertPool()
+    pool.AppendCertsFromPEM(ca)
+    config := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
+    connection, err := tls.Dial("tcp", os.Args[1], config)
+    if err != nil { panic(err) }
+    fmt.Fprint(connection, "GET /api/status HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+    io.Copy(os.Stdout, connection)
+}
+""")
+            file.flush()
+            said = subprocess.run(["go", "run", file.name, f"localhost:{server.port}"], capture_output=True,
+                                  text=True, cwd=path("key_store/alice"), timeout=200,
+                                  env={**os.environ, "GOCACHE": path("go"), "GOPATH": path("gopath")})
+            self.assertIn("HTTP/1.1 200", said.stdout, said)
 
 
 class TlsFiles(unittest.TestCase):
@@ -388,12 +559,7 @@ class TlsFiles(unittest.TestCase):
                     self.assertEqual(server.call("alice", "status")[0], 200)
                 warnings = server.lines("level=WARNING event=tls")
                 self.assertEqual(len(warnings), int(told), warnings)
-                store = path("key_store/server")
-                check = subprocess.run(
-                    [sys.executable, os.path.join(ROOT, "playground.py"), "--check", "--namespace=x",
-                     f"--ca_crt={path('two.crt')}", f"--crl={lists}", f"--server_key={store}/server.key",
-                     f"--server_crt={store}/server.crt"], capture_output=True, text=True, timeout=60,
-                    env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")}).stdout
+                check = checked(f"--ca_crt={path('two.crt')}", f"--crl={lists}")
                 self.assertEqual(len(re.findall(r"(?m)^WRONG .*\b(?:list|crl)\b", check)), int(told), check)
 
     def test_certificate_that_is_no_cas_is_refused_in_words(self) -> None:
@@ -402,3 +568,267 @@ class TlsFiles(unittest.TestCase):
         self.assertIn(f"--ca_crt {certificate}", line)
         self.assertRegex(line, "name the CA's certificate")
         self.assertNotRegex(line, r"min\(|argument|empty")
+
+
+class Future(unittest.TestCase):
+    """Files whose time has not come are judged again when it comes; at a start and by --check as well."""
+
+    SECONDS = 9  # Until they begin: longer than a server needs to start and to see that they have changed.
+
+    def admitted(self, server: Running, client: str | ssl.SSLContext) -> bool:
+        context = tls(client) if isinstance(client, str) else client
+        plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS)
+        with plain, contextlib.suppress(OSError), \
+                context.wrap_socket(plain, server_hostname="localhost") as connection:
+            return is_answered(connection)
+        return False
+
+    def revoking_alice(self, name: str) -> Ca:
+        authority = our_ca()
+        with open(f"{authority.folder}/index", "w", encoding="utf-8") as file:
+            serial = openssl("x509", "-in", path("key_store/alice/alice.crt"), "-noout", "-serial")
+            file.write(f"R\t{from_now(0)[2:]}\t{from_now(0)[2:]}\t{serial.strip().partition('=')[2]}\tunknown\t"
+                       "/CN=alice\n")
+        authority.list_for(90 * 86400, name, self.SECONDS)
+        return authority
+
+    def test_list_of_the_future_shuts_out_at_once_and_is_openssls_when_its_time_comes(self) -> None:
+        crl = our_ca().list_for(90 * 86400, path("future.crl"))
+        with Running(f"--crl={crl}") as server, server.connect("alice") as kept:
+            self.assertTrue(is_answered(kept))
+            self.revoking_alice(crl)
+            begin = time.time() + self.SECONDS
+            eventually(lambda: not self.admitted(server, "alice"), "it is shut out")
+            self.assertLess(time.time(), begin)
+            self.assertEqual(receive_all(kept), b"")
+            self.assertTrue(self.admitted(server, "bob"))
+            self.assertEqual(len(server.lines(f"level=WARNING event=tls file={crl} begins=")), 1)
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: len(server.lines("outcome=reloaded")) == 2, "it is judged again")
+            self.assertEqual([self.admitted(server, client) for client in ("alice", "bob")], [False, True])
+            eventually(lambda: len(server.lines("outcome=reloaded")) == 3, "its time has come")
+            self.assertGreaterEqual(time.time(), begin - 1)
+            with self.assertRaisesRegex(ssl.SSLError, "(?i)certificate.revoked"), \
+                    server.connect("alice") as heard:
+                heard.sendall(STATUS)
+                heard.recv(1)
+            self.assertTrue(self.admitted(server, "bob"))
+
+    def test_start_and_check_take_a_list_and_a_pair_of_the_future_as_a_reload_does(self) -> None:
+        crl, pair = path("early.crl"), path("early.crt")
+        self.revoking_alice(crl)
+        self.pair(pair)
+        said = checked(f"--crl={crl}", f"--server_crt={pair}")
+        self.assertEqual(re.findall(r"(?m)^WRONG  (\S+) begins at ", said), [pair, crl], said)
+        with Running(f"--crl={crl}", f"--server_crt={pair}") as server:
+            unverified = tls("bob")
+            unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+            self.assertTrue(self.admitted(server, unverified))
+            self.assertEqual(len(server.lines(" begins=")), 2)
+            eventually(lambda: self.admitted(server, "bob"), "its time has come")
+            self.assertFalse(self.admitted(server, "alice"))
+
+    def pair(self, name: str) -> None:
+        """Certify the server's key for the future."""
+        with open(f"{name}.ext", "w", encoding="utf-8") as file:
+            file.write("extendedKeyUsage = serverAuth\nsubjectAltName = DNS:localhost\n")
+        our_ca().sign("/CN=server", path("key_store/server/server.key"), self.SECONDS, 86400, name,
+                      "-extfile", f"{name}.ext")
+
+    def test_pair_of_the_future_leaves_the_good_one_in_use_until_its_time_comes(self) -> None:
+        pair = path("later.crt")
+        shutil.copy(path("key_store/server/server.crt"), pair)
+        with Running(f"--server_crt={pair}") as server:
+            self.pair(pair)
+            begin = time.time() + self.SECONDS
+            eventually(lambda: server.lines(f"level=WARNING event=tls file={pair} begins="), "it is noticed")
+            lost = server.lines(f"level=WARNING event=tls file={pair} lacks=")  # Its names: see below.
+            self.assertEqual((len(lost), "127.0.0.1" in lost[0]), (1, True))
+
+            def serial() -> Any:
+                with server.connect() as connection:
+                    certificate = connection.getpeercert()
+                    assert certificate
+                    return certificate["serialNumber"]
+            self.assertNotEqual(serial(), "77000001")
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: serial() == "77000001", "its time has come")
+            self.assertGreaterEqual(time.time(), begin - 1)
+
+    def test_ca_and_client_of_the_future_are_let_in_when_their_time_comes(self) -> None:
+        with Running() as server:
+            early = our_ca().certify("/CN=alice", 86400, 4)
+            self.assertFalse(self.admitted(server, early))
+            eventually(lambda: self.admitted(server, early), "the client's time has come")
+            self.assertTrue(server.lines("certificate is not yet valid"))
+        other, bundle = another_ca("Early CA"), path("early-ca.crt")
+        with open(f"{other}.ext", "w", encoding="utf-8") as file:
+            file.write("basicConstraints = critical, CA:TRUE\n")
+        shutil.copy(path("key_store/ca/ca.crt"), bundle)
+        ours = Ca(f"{other}.key", f"{other}.crt")
+        client = ours.certify("/CN=alice", 86400)
+        with Running(f"--ca_crt={bundle}", f"--server_crt={self.with_root()}") as server:
+            ours.sign("/CN=Early CA", f"{other}.key", self.SECONDS, 86400, bundle, "-selfsign", "-extfile",
+                      f"{other}.ext")
+            eventually(lambda: server.lines(f"event=tls file={bundle} begins="), "it is noticed")
+            self.assertEqual([self.admitted(server, one) for one in ("alice", client)], [True, False])
+            eventually(lambda: self.admitted(server, client), "the CA's time has come")
+            self.assertFalse(self.admitted(server, "alice"))
+
+    def with_root(self) -> str:
+        """Return the server's certificate with its CA's behind it."""
+        with open(path("with-root.crt"), "w", encoding="utf-8") as file:
+            file.write(read(path("key_store/server/server.crt")) + read(path("key_store/ca/ca.crt")))
+        return file.name
+
+
+def checked(*options: str) -> str:
+    """Return what --check says of TLS files, without a cluster."""
+    store = path("key_store")
+    return subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--check", "--namespace=x",
+                           f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
+                           f"--server_crt={store}/server/server.crt", *options], capture_output=True,
+                          text=True, timeout=60,
+                          env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")}).stdout
+
+
+RSA, EC, ED25519 = ("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), ("ed25519",)
+A_CA = "basicConstraints = critical, CA:TRUE\nkeyUsage = keyCertSign, cRLSign"
+SERVER = "extendedKeyUsage = serverAuth\nsubjectAltName = DNS:localhost, IP:127.0.0.1"
+CLIENT = "extendedKeyUsage = clientAuth"
+
+
+def issue(name: str, extensions: str, by: str = "", key: tuple[str, ...] = EC, common_name: str = "",
+          *options: str, mask: str = "utf8only") -> str:
+    """Make a certificate as others do, signed by another or by itself; return the start of its paths."""
+    with open(path(f"{name}.conf"), "w", encoding="utf-8") as file:
+        file.write(f"[req]\ndistinguished_name = d\nx509_extensions = e\nprompt = no\nutf8 = yes\n"
+                   f"string_mask = {mask}\n[d]\n"
+                   f"CN = {common_name or name}\n[e]\n{extensions}\n")
+    openssl("req", "-x509", "-newkey", *key, "-nodes", "-days", "90", "-config", path(f"{name}.conf"),
+            "-keyout", path(f"{name}.key"), "-out", path(f"{name}.crt"), *options,
+            *(("-CA", f"{by}.crt", "-CAkey", f"{by}.key") if by else ()))
+    return path(name)
+
+
+def joined(name: str, *parts: str, change: Callable[[str], str] = str) -> str:
+    """Write several files into one; return its path."""
+    with open(path(name), "w", encoding="utf-8", newline="") as file:
+        file.write(change("".join(map(read, parts))))
+    return file.name
+
+
+class Others(unittest.TestCase):
+    """Certificates that gen_cert.sh did not make."""
+
+    def test_what_others_make_is_taken(self) -> None:
+        root = issue("root", A_CA)
+        between = issue("between", A_CA, root)
+        rsa, ed25519 = issue("rsa-root", A_CA, key=RSA), issue("ed-root", A_CA, key=ED25519)
+
+        def server(name: str, by: str, key: tuple[str, ...] = EC) -> str:
+            return issue(name, SERVER, by, key)
+
+        def client(name: str, by: str, key: tuple[str, ...] = EC, common_name: str = "") -> str:
+            return issue(name, CLIENT, by, key, common_name)
+        plain = server("s1", root), client("c1", root)
+        below = server("s2", between), client("c2", between)
+        chain = joined("s2-chain.crt", f"{below[0]}.crt", f"{between}.crt")
+        two = joined("two-cas.crt", f"{root}.crt", f"{rsa}.crt")
+        lists = joined("lists.crl", *(Ca(f"{one}.key", f"{one}.crt").list_for(90 * 86400, f"{one}.crl")
+                                      for one in (root, between)))
+        bmp = issue("c4", CLIENT, root, EC, "Zoë", mask="MASK:0x800")
+        for what, ca_crt, server_crt, server_key, crl, client_crt, client_key, expected in (
+            ("a CA between, in both chains", f"{root}.crt", chain, below[0], "",
+             joined("c2-chain.crt", f"{below[1]}.crt", f"{between}.crt"), below[1], "c2"),
+            ("a CA between, known to the server", joined("both.crt", f"{root}.crt", f"{between}.crt"),
+             f"{below[0]}.crt", below[0], lists, f"{below[1]}.crt", below[1], "c2"),
+            ("a CA between alone", f"{between}.crt", chain, below[0], f"{between}.crl", f"{below[1]}.crt",
+             below[1], "c2"),
+            ("several CAs, the first", two, f"{plain[0]}.crt", plain[0], "", f"{plain[1]}.crt", plain[1],
+             "c1"),
+            ("several CAs, RSA", two, f"{server('s3', rsa, RSA)}.crt", path("s3"), "",
+             f"{client('c3', rsa, RSA)}.crt", path("c3"), "c3"),
+            ("Ed25519", f"{ed25519}.crt", f"{server('s5', ed25519, ED25519)}.crt", path("s5"), "",
+             f"{client('c5', ed25519, ED25519)}.crt", path("c5"), "c5"),
+            ("a name in UTF-8", f"{root}.crt", f"{plain[0]}.crt", plain[0], "",
+             f"{client('c6', root, EC, 'Zoë 王')}.crt", path("c6"), "Zoë 王"),
+            ("a name in BMP", f"{root}.crt", f"{plain[0]}.crt", plain[0], "", f"{bmp}.crt", bmp, "Zoë"),
+            ("text before, and Windows' line ends", joined("dos-ca.crt", f"{root}.crt", change=dos),
+             joined("dos.crt", f"{plain[0]}.crt", change=dos), plain[0],
+             joined("dos.crl", f"{root}.crl", change=dos), f"{plain[1]}.crt", plain[1], "c1"),
+        ):
+            with self.subTest(what), Running(f"--ca_crt={ca_crt}", f"--server_crt={server_crt}",
+                                             f"--server_key={server_key}.key", f"--crl={crl}") as running:
+                context = ssl.create_default_context(cafile=two if ca_crt == two else f"{root}.crt"
+                                                     if ca_crt != f"{ed25519}.crt" else ca_crt)
+                context.load_cert_chain(client_crt, f"{client_key}.key")
+                plain_socket = socket.create_connection(("127.0.0.1", running.port), PATIENCE_SECONDS)
+                with context.wrap_socket(plain_socket, server_hostname="localhost") as connection:
+                    self.assertTrue(is_answered(connection))
+                eventually(lambda: running.lines("api=status"), "it is logged")
+                shown = expected if expected.isascii() else json.dumps(expected)
+                self.assertIn(f"client={shown} ", running.lines("api=status")[0])
+                self.assertEqual(running.lines("level=WARNING"), [])
+
+    def test_what_every_client_would_refuse_is_refused_with_the_remedy(self) -> None:
+        root = issue("refused-root", A_CA)
+        below = issue("refused-server", SERVER, issue("refused-between", A_CA, root))
+        ours, alice = path("key_store/ca/ca.crt"), path("key_store/alice/alice")
+        locked = path("refused-locked.key")
+        openssl("pkcs8", "-topk8", "-in", path("key_store/server/server.key"), "-passout", "pass:x",
+                "-out", locked)
+        for crt, key, ca_crt, words in (
+            (f"{alice}.crt", f"{alice}.key", ours,
+             f"--server_crt {alice}.crt would.*gen_cert.sh server makes it"),
+            (f"{below}.crt", f"{below}.key", f"{root}.crt",
+             f"--server_crt {below}.crt would.*between it and its CA"),
+            (path("key_store/server/server.crt"), locked, ours, f"openssl pkey -in {locked} -out"),
+        ):
+            with self.subTest(crt=crt, key=key):
+                options = f"--server_crt={crt}", f"--server_key={key}", f"--ca_crt={ca_crt}"
+                self.assertRegex(refused(*options), words)
+                self.assertRegex(checked(*options), f"(?m)^WRONG  start: .*{words}")
+
+    def test_serial_number_that_another_cas_list_names_is_let_in(self) -> None:
+        one, other = issue("one-root", A_CA), issue("other-root", A_CA)
+        crls = []
+        for root in (one, other):
+            authority = Ca(f"{root}.key", f"{root}.crt")
+            if root == other:
+                with open(f"{authority.folder}/index", "w", encoding="utf-8") as file:
+                    file.write(f"R\t{from_now(0)[2:]}\t{from_now(0)[2:]}\t05\tunknown\t/CN=x\n")
+            crls.append(authority.list_for(86400, f"{root}.crl"))
+        client = issue("fifth", CLIENT, one, EC, "fifth", "-set_serial", "5")
+        server = issue("one-server", SERVER, one)
+        with Running(f"--ca_crt={joined('one-and-other.crt', f'{one}.crt', f'{other}.crt')}",
+                     f"--crl={joined('one-and-other.crl', *crls)}", f"--server_crt={server}.crt",
+                     f"--server_key={server}.key") as running:
+            context = ssl.create_default_context(cafile=f"{one}.crt")
+            context.load_cert_chain(f"{client}.crt", f"{client}.key")
+            plain = socket.create_connection(("127.0.0.1", running.port), PATIENCE_SECONDS)
+            with context.wrap_socket(plain, server_hostname="localhost") as connection:
+                self.assertTrue(is_answered(connection))
+
+    def test_list_beside_the_ca_is_used_also_one_that_comes_later_and_its_lack_is_said(self) -> None:
+        shutil.copytree(path("key_store"), path("beside"))
+        ca, crl = path("beside/ca/ca.crt"), path("beside/ca/ca.crl")
+        with Running(f"--ca_crt={ca}") as server:
+            self.assertEqual(len(server.lines(f" crl={crl} ")), 1)
+        self.assertEqual(gen_cert("--revoke", "alice", store="beside").returncode, 0)
+        os.rename(crl, f"{crl}.away")
+        self.assertRegex(checked(f"--ca_crt={ca}"), "(?m)^-      revocation list: none, so no certificate is")
+        with Running(f"--ca_crt={ca}") as server:
+            self.assertEqual(len(server.lines('crl="none, so no certificate is revoked"')), 1)
+            os.rename(f"{crl}.away", crl)
+            eventually(lambda: server.lines("outcome=reloaded"), "it is taken up")
+            with contextlib.suppress(OSError), server.connect("alice") as connection:
+                self.assertFalse(is_answered(connection))
+            os.remove(crl)  # One that has gone is missed.
+            eventually(lambda: server.lines('outcome="kept as it was"'), "it is missed")
+            with contextlib.suppress(OSError), server.connect("alice") as connection:
+                self.assertFalse(is_answered(connection))
+
+
+def dos(text: str) -> str:
+    return ("Subject: CN = somebody, as openssl x509 -text shows it\n" + text).replace("\n", "\r\n")

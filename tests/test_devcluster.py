@@ -535,7 +535,8 @@ class Database(unittest.TestCase):
         eventually(lambda: not os.path.exists(folder), "its data is gone")
 
     def test_password_that_is_answered_opens_the_database_whatever_was_done_to_its_secret(self) -> None:
-        with Running("--namespace=default", "--sweep_interval=1", kubeconfig=self.devcluster.kubeconfig).known() as server:
+        with Running("--namespace=default", "--sweep_interval=1",
+                     kubeconfig=self.devcluster.kubeconfig).known() as server:
             def answered() -> tuple[str, bool]:
                 status, answer, _ = server.call("alice", "create_db", "by-hand")
                 self.assertEqual(status, 200, answer)
