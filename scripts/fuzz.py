@@ -51,6 +51,8 @@ def fuzz_head(data: bytes) -> None:
         fields[key] = f"{fields[key]}, {text}" if key in fields else text
     if event.http_version == b"1.0":
         fields.pop("expect", None)
+    if "transfer-encoding" in fields:
+        fields["transfer-encoding"] = request.headers["transfer-encoding"]  # h11 has it in lower case.
     assert request.headers == fields, (request.headers, fields)
     length = playground.CHUNKED if "transfer-encoding" in fields else int(fields.get("content-length", 0))
     assert request.length == length <= playground.MAX_BODY_BYTES
