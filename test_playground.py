@@ -161,6 +161,7 @@ def raw_requests() -> tuple[tuple[int, bytes], ...]:
     path_of = b"/api/status?" + b"x" * (
         playground.MAX_REQUEST_LINE_BYTES - len(b"GET /api/status? HTTP/1.1"))
     beat = b"GET /api/heart_beat?%s HTTP/1.1\r\n" + close + good
+    coded, ahead = b"Transfer-Encoding: chunked\r\n", line + good  # What follows a body is no request there.
     return (
         (200, line + close + good), (200, b"\r\n" + line + close + good),
         (200, b"GET https://x:1/api/status HTTP/1.1\r\n" + close + good),
@@ -191,15 +192,54 @@ def raw_requests() -> tuple[tuple[int, bytes], ...]:
         (400, b"GET /api/status\x00 HTTP/1.1\r\n" + good),
         (501, b"BREW /api/status HTTP/1.1\r\n" + good),
         (405, b"DELETE /api/status HTTP/1.1\r\n" + close + good),
-        (405, b"HEAD /api/status HTTP/1.1\r\n" + close + good),
+        (200, b"HEAD /api/status HTTP/1.1\r\n" + close + good),
+        (405, b"HEAD /api/create_db HTTP/1.1\r\n" + close + good),
+        (400, b"\r\nHEAD  /api/status HTTP/1.1\r\n" + good), (400, b"HEAD /api/status HTTP/1.1\r\n\r\n"),
+        (501, b"HEAD /api/status HTTP/1.1\r\nTransfer-Encoding: x, chunked\r\n" + good),
+        (400, b"HEAD /api/status HTTP/1.1\r\n" + coded + good + b"x\r\n"),
+        (414, b"HEAD /" + b"x" * 99999),
         (405, b"OPTIONS /api/status HTTP/1.1\r\n" + close + good),
-        (404, b"OPTIONS * HTTP/1.1\r\n" + close + good), (404, b"GET / HTTP/1.1\r\n" + close + good),
+        (404, b"GET / HTTP/1.1\r\n" + close + good), (404, b"GET https://x HTTP/1.1\r\n" + close + good),
+        (200, b"GET HTTP://[::1]:1/api/heart_beat?user_id=a HTTP/1.1\r\n" + close + good),
+        *((400, b"%s HTTP/1.1\r\n" % target + good + ahead) for target in (
+            b"GET foo/bar", b"GET *", b"OPTIONS *", b"GET example.com:443", b"CONNECT x:443", b"GET ?a",
+            b"GET https://]x/api/status", b"GET https://u:p@localhost/api/status", b"GET https:///api/status",
+            b"GET https:/api/status", b"GET ftp://x/api/status", b"GET https://x:y/api/status",
+            b"GET https://x\\@y/api/status", b"GET /api/status#x", b"GET /api/heart_beat?user_id=a#x",
+            b"GET https://x#/api/status", b"GET /api/status%", b"GET /api/%0g", b"GET /api\\status",
+            b'GET /api/"status"', b"GET #", b"GET /api/<status>")),
         (404, b"GET /api/ HTTP/1.1\r\n" + close + good),
         (404, b"GET /api/status/ HTTP/1.1\r\n" + close + good),
         (404, b"GET /api/__init__ HTTP/1.1\r\n" + close + good),
         (405, b"GET /api/create_db HTTP/1.1\r\n" + close + good),
-        (411, post + b"\r\n"), (501, post + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        (501, post + length + b"Transfer-Encoding: identity\r\n\r\n" + body),
+        (411, post + b"\r\n"),
+        (200, line + close + coded + good + b"0\r\n\r\n"),
+        (200, line + close + b"transfer-encoding:\t CHUNKED \r\n" + good + b"000;a=b ; c\r\nA: b\r\n\r\n"),
+        (400, line + close + coded + good + b"1\r\nx\r\n0\r\n\r\n"),  # It takes no body.
+        (400, post + close + coded + b"\r\n0\r\n\r\n"),  # Nor is that JSON.
+        *((400, post + b"%s\r\n\r\n0\r\n\r\n" % fields + ahead) for fields in (
+            length + coded[:-2], coded + length[:-2], coded + b"Content-Length: 0", coded + coded[:-2],
+            coded + b"Transfer-Encoding: identity", b"Transfer-Encoding: x\r\n" + coded[:-2],
+            b"Transfer-Encoding : chunked", b"Transfer-Encoding\t: chunked", b" " + coded[:-2],
+            b"Transfer-Encoding: \x0bchunked", b"Transfer-Encoding: chunked\x00", b"X: x\n" + coded[:-2],
+            b"Transfer-Encoding:\r\n chunked", b"Transfer-Encoding: x\r" + coded[:-2],
+            b"Transfer-Encoding:", b"Transfer-Encoding: identity", b"Transfer-Encoding: xchunked",
+            b"Transfer-Encoding: chunked, identity", b"Transfer-Encoding: 'chunked'",
+            b"Transfer-Encoding: chunked;q=1", "Transfer-Encoding: chun\u212aed".encode())),
+        (400, post.replace(b"1.1", b"1.0") + coded + b"\r\n0\r\n\r\n" + ahead),
+        *((501, post + b"Transfer-Encoding: %s\r\n\r\n0\r\n\r\n" % value + ahead) for value in (
+            b"gzip, chunked", b"chunked, chunked", b",chunked")),
+        *((400, post + coded + b"\r\n%s\r\nx\r\n0\r\n\r\n" % size + ahead) for size in (
+            b"+1", b"-1", b"0x1", b"1_0", b" 1", b"1 ", b"1\n", b"1\r", b"2", b"", b"\r\n1",
+            "\uff11".encode(), b"g", b"1,1", b"1;", b"1;a=", b'1;a="', b"1;a\nb", b"1;a\x00",
+            b"1 a", b"1;a b", b"1;=b", b"1" * 17, b"1;" + b"a" * playground.MAX_CHUNK_LINE_BYTES)),
+        *((400, post + coded + b"\r\n" + chunks + ahead) for chunks in (
+            b"1\nx\r\n0\r\n\r\n", b"1\r\nx\n0\r\n\r\n", b"1\r\nx0\r\n\r\n", b"1\r\nxy\r\n0\r\n\r\n",
+            b"1\r\nx\r\n\r\n", b"0\n\n", b"0\r\n\n", b"0\r\n\r\r\n", b"0\r\nA\r\n\r\n", b"0\r\n A: b\r\n\r\n",
+            b"0\r\nA : b\r\n\r\n", b"0\r\nA: b\n\r\n", b"0\r\nA: " + b"a" * playground.MAX_CHUNK_LINE_BYTES)),
+        *((413, post + coded + b"\r\n" + chunks) for chunks in (
+            b"%x\r\n" % (playground.MAX_BODY_BYTES + 1), b"%x\r\n" % 2 ** 63, b"f" * 16 + b"\r\n",
+            b"1;x\r\na\r\n" * (playground.MAX_BODY_BYTES + 1))),
         (417, post + length + b"Expect: tea\r\n\r\n" + body),
         *((400, post + b"Content-Length: %s\r\n\r\n" % value + body) for value in (
             b"", b"+16", b"-1", b"1_6", b"16, 16", b"0x10", b"16.0", "١٦".encode(), b"9" * 30)),
@@ -236,10 +276,29 @@ class Requests(unittest.TestCase):
                 try:
                     request, rest = playground.take_head(raw)
                     assert request
-                    playground.route(request._replace(body=rest[:request.length]))
+                    request, _, whole = playground.take_body(request, rest)
+                    assert whole
+                    playground.route(request)
                 except playground.ApiError as error:
                     found = error.status
                 self.assertEqual(found, status)
+
+    def test_chunked_body_is_the_same_in_whatever_pieces_it_comes(self) -> None:
+        head = b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        start, _ = playground.take_head(head)
+        assert start
+        most = b"%X\r\n%s\r\n0\r\n\r\n" % (playground.MAX_BODY_BYTES, b"x" * playground.MAX_BODY_BYTES)
+        for chunks, body in ((b'6\r\n{"a":1\r\n1\r\n}\r\n0\r\n\r\n', b'{"a":1}'), (most, most[6:-7]),
+                             (b'01;a;b="\\"\\\\;" ; c = d\r\n0\r\n0\r\n\r\n', b"0"), (b"0\r\n\r\n", b""),
+                             (b"4\r\n\r\n0\r\r\n2\r\n\n\r\r\n00\r\nA: b\r\nC:\r\n\r\n", b"\r\n0\r\n\r")):
+            stream = chunks + b"GET"
+            for size in (1, 2, 3, 7, 4096, len(stream)):
+                request, buffer, at, whole = start, b"", 0, False
+                while not whole:
+                    self.assertLess(at, len(chunks), chunks[:50])
+                    request, buffer, whole = playground.take_body(request, buffer + stream[at:at + size])
+                    at += size
+                self.assertEqual((request.body, buffer + stream[at:]), (body, b"GET"), (chunks[:50], size))
 
     def test_head_that_is_meant_to_take_long_to_parse_does_not(self) -> None:
         started = time.monotonic()
@@ -247,6 +306,8 @@ class Requests(unittest.TestCase):
         for _ in range(20):
             with self.assertRaises(playground.ApiError):
                 playground.parse_head(b"GET / HTTP/1.1\r\nX:" + b" " * 16000 + b"\x01")
+            with self.assertRaises(playground.ApiError):
+                playground.parse_head(b"GET /" + b"%aa" * 2700 + b"# HTTP/1.1\r\nHost: x")
         self.assertLess(time.monotonic() - started, 5)
 
 
@@ -287,8 +348,9 @@ class Wire(unittest.TestCase):
             with self.subTest(request[:120]):
                 answer = self.server.raw(request)
                 self.assertEqual(answer[:12], b"HTTP/1.1 %d" % status, answer)
+                self.assertEqual(len(re.findall(rb"HTTP/1.1 \d", answer)), 1, "nothing else is a request")
                 content = answer.partition(b"\r\n\r\n")[2]
-                if request.startswith(b"HEAD"):
+                if request.lstrip().startswith(b"HEAD "):
                     self.assertEqual(content, b"")
                 else:
                     self.assertEqual("error" in json.loads(content), status != 200)
@@ -300,14 +362,15 @@ class Wire(unittest.TestCase):
         status, *given = head.split("\r\n")
         return int(status.split()[1]), dict(field.lower().split(": ", 1) for field in given), content
 
-    def test_head_says_the_length_that_get_would_have_or_none(self) -> None:
-        for name in ("status", "none", "create_db", "list_db"):
+    def test_head_is_answered_as_get_without_the_body(self) -> None:
+        for name in ("status", "none", "create_db", "list_db", "heart_beat", "heart_beat?user_id=a"):
             with self.subTest(name):
                 status, fields, content = self.ask(f"HEAD /api/{name}")
-                self.assertEqual((content, status != 200 or name == "status"), ("", True))
-                _, got, content = self.ask(f"GET /api/{name}")
-                self.assertEqual(got["content-length"], str(len(content)))
-                self.assertIn(fields.get("content-length"), (None, got["content-length"]))
+                self.assertEqual(content, "")
+                got_status, got, content = self.ask(f"GET /api/{name}")
+                self.assertEqual((status, fields["content-length"]), (got_status, str(len(content))))
+                self.assertEqual({key: value for key, value in fields.items() if key != "date"},
+                                 {key: value for key, value in got.items() if key != "date"})
 
     def test_address_that_ends_in_a_slash_is_answered_and_a_404_shows_the_path(self) -> None:
         self.assertEqual(self.ask("GET //api/status")[0], 200)
@@ -323,7 +386,7 @@ class Wire(unittest.TestCase):
             for fields, body in (((), ""), (("Content-Length: 0",), ""), (("Content-Length: 1",), "x")):
                 with self.subTest(api, fields=fields):
                     status, headers, content = self.ask(f"POST /api/{api}", *fields, body=body)
-                    self.assertEqual((status, headers.get("allow")), (405, "get"), content)
+                    self.assertEqual((status, headers.get("allow")), (405, "get, head"), content)
                     self.assertIn("GET", json.loads(content)["error"])
         self.assertEqual(self.ask("POST /api/create_db")[0], 411)
 
@@ -354,6 +417,12 @@ class Wire(unittest.TestCase):
                 response = connection.getresponse()
                 self.assertEqual(response.status, 503, response.read())
                 response.read()
+            for body in (iter([b'{"user_', b'id": "a"}']), iter([b'{"user_id": "a"}'])):  # In chunks.
+                connection.request("POST", "/api/delete_db", body, encode_chunked=True,
+                                   headers={"Transfer-Encoding": "chunked"})
+                response = connection.getresponse()
+                self.assertEqual((response.status, response.headers["Keep-Alive"]), (503, "timeout=75"))
+                response.read()
             socket_used = connection.sock
             connection.request("GET", "/api/status")
             self.assertEqual(connection.getresponse().status, 200)
@@ -361,12 +430,25 @@ class Wire(unittest.TestCase):
 
     def test_requests_sent_ahead_are_answered_in_order_and_none_follows_a_framing_error(self) -> None:
         status = b"GET /api/status HTTP/1.1\r\nHost: x\r\n"
+        chunked = b"POST /api/delete_db HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunked += b'0005\r\n{"use\r\nb;x\r\nr_id": "a"}\r\n0\r\nA: b\r\n\r\n'
+        answers = self.server.raw(chunked * 2 + status + b"Connection: close\r\n\r\n")
+        self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"503", b"503", b"200"])
         answers = self.server.raw(status + b"\r\n" + status
                                   + b"\r\nGET /api/none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"200", b"200", b"404"])
         answers = self.server.raw(b"POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\n"
                                   + status + b"\r\n")
         self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answers), [b"400"])
+
+    def test_http_1_0_is_kept_if_it_asks_for_it(self) -> None:
+        old = b"GET /api/status HTTP/1.0\r\n%s\r\n"
+        answers = self.server.raw(old % b"Connection: x, Keep-Alive\r\n" + old % b"" + old % b"")
+        self.assertEqual(re.findall(rb"HTTP/1.1 200|\nConnection: .+|\nKeep-Alive: .+", answers), [
+            b"HTTP/1.1 200", b"\nConnection: keep-alive\r", b"\nKeep-Alive: timeout=75\r",
+            b"HTTP/1.1 200", b"\nConnection: close\r"])
+        for fields in (b"", b"Connection: keep-alive, close\r\n", b"Keep-Alive: timeout=9\r\n"):
+            self.assertEqual(self.server.raw(old % fields + old % b"").count(b"HTTP/1.1 200"), 1, fields)
 
     def test_requests_are_answered_however_records_carry_them(self) -> None:
         request, answers = b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n", b""

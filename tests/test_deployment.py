@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import unittest
@@ -267,6 +268,9 @@ def granted() -> set[tuple[str, str, str]]:
             for resource in rule["resources"] for verb in rule["verbs"]}
 
 
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "key_store", "build", "*.egg-info")
+
+
 class Packaging(unittest.TestCase):
     def test_drop_in_copy_runs_from_any_folder(self) -> None:
         os.makedirs(path("dropped"))
@@ -275,9 +279,26 @@ class Packaging(unittest.TestCase):
         with Running(program=(path("dropped/playground.py"),), kubeconfig=path("dead.kubeconfig")) as server:
             self.assertIn(f"template={path('dropped/k8s_templates/mysql.yaml')}", server.log())
 
+    def test_links_of_the_readme_lead_somewhere_in_the_sdist_and_on_a_package_index(self) -> None:
+        shutil.copytree(ROOT, path("to_pack"), ignore=LEFT_OUT)
+        build = f"import setuptools.build_meta as build; build.build_sdist({path('sdist')!r})"
+        subprocess.run([sys.executable, "-c", build], cwd=path("to_pack"), check=True, capture_output=True)
+        with tarfile.open(glob.glob(path("sdist/*.tar.gz"))[0]) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+            info = archive.extractfile(archive.getnames()[0] + "/PKG-INFO")
+            assert info
+            metadata = info.read().decode()
+        links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", read("README.md"))]
+        links = [link for link in links if link and "://" not in link]
+        self.assertEqual({*links, "SECURITY.md", "docs/user.md", "gen_cert.sh"} - names, set())
+        self.assertEqual([link for link in re.findall(r"\]\(([^)]+)\)", metadata)
+                          if not link.startswith(("https://", "#"))], [])
+        for field in ("Author", "Project-URL", "Classifier"):
+            self.assertIn(f"\n{field}: ", metadata)
+        self.assertTrue(os.access(os.path.join(ROOT, "playground.py"), os.X_OK))
+
     def test_wheel_brings_the_command_the_certificate_tool_and_the_templates(self) -> None:
-        left_out = shutil.ignore_patterns(".git", ".venv", "key_store", "build")
-        shutil.copytree(ROOT, path("source"), ignore=left_out)
+        shutil.copytree(ROOT, path("source"), ignore=LEFT_OUT)
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", path("wheels"), path("source")],
                        check=True, capture_output=True)

@@ -42,6 +42,7 @@ from tests.harness import (
     path,
     receive_all,
     refused,
+    stand_in,
     stepping,
     tls,
 )
@@ -336,6 +337,69 @@ class Fortress(unittest.TestCase):
             thread.join()
             self.assertLess(max(taken), 3)  # Some 0.1 s, on a machine that is not busy with other tests.
 
+    def test_tls_that_fails_after_the_handshake_is_told_to_the_client_and_counted_in_the_log(self) -> None:
+        broken = {b"\x17\x03\x03\0\x20" + bytes(32): "BAD_RECORD_MAC",
+                  b"\x17\x03\x03\x50\0" + bytes(0x5000): "RECORD_OVERFLOW", bytes(32): "PROTOCOL_VERSION"}
+        with Running(kubeconfig=path("dead.kubeconfig")) as server:
+            for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+                for record, alert in list(broken.items()) * 10:
+                    with self.subTest(alert, version=version), connected(server, version) as connection:
+                        connection.sendall(STATUS)
+                        socket.socket.sendall(connection, record)
+                        time.sleep(0.05)
+                        socket.socket.sendall(connection, bytes(20000))  # No reset loses the alert.
+                        self.assertRegex(heard(connection), f"ALERT_{alert}$")
+            self.assertEqual(server.call("alice", "status")[0], 200)
+        lines = server.lines("event=connection ")
+        self.assertLessEqual(len(lines), 2 * playground.REFUSAL_LINES, lines)
+        self.assertEqual(sum(int(line.rpartition("count=")[2]) for line in lines), 2 * 10 * len(broken))
+        for line in lines:
+            self.assertRegex(line, r'level=INFO .* outcome=broken client=alice reason="[a-z ]+" count=\d+$')
+
+    def test_every_end_says_good_bye_without_waiting_for_the_client(self) -> None:
+        program = altered("playground.STATES['idle'] = playground.STATES['idle']._replace(seconds=2)")
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            with self.subTest(version=version), contextlib.ExitStack() as stack, \
+                    Running("--max_connections_per_client=1", program=program) as server:
+                def asked(server: Running = server, version: ssl.TLSVersion = version,
+                          stack: contextlib.ExitStack = stack) -> ssl.SSLSocket:
+                    connection = stack.enter_context(connected(server, version))
+                    self.assertTrue(is_answered(connection))
+                    return connection
+                first, second = asked(), asked()
+                self.assertEqual([heard(first), heard(second)], ["good-bye"] * 2)  # Made room; idle for long.
+                asked().unwrap().close()  # The client's own is answered: it raises otherwise.
+                half_closed = asked()
+                socket.socket.shutdown(half_closed, socket.SHUT_WR)
+                self.assertEqual(heard(half_closed), "good-bye")
+                last = asked()
+                server.process.send_signal(signal.SIGTERM)
+                self.assertEqual(heard(last), "good-bye")
+                self.assertEqual(server.process.wait(PATIENCE_SECONDS), 0)
+
+    def test_tls_1_2_has_forward_secrecy_and_authenticated_encryption_only(self) -> None:
+        taken, context = set(), tls("alice")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("ALL")
+        with Running(kubeconfig=path("dead.kubeconfig")) as server:
+            for cipher in [offered for offered in context.get_ciphers() if offered["protocol"] != "TLSv1.3"]:
+                context.set_ciphers(cipher["name"])
+                plain = socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS)
+                with contextlib.suppress(OSError), plain, \
+                        context.wrap_socket(plain, server_hostname="localhost") as connection:
+                    taken.add((connection.cipher() or ("",))[0])
+        self.assertEqual(taken, {"ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256",
+                                 "ECDHE-ECDSA-CHACHA20-POLY1305"})
+
+    def test_client_that_hangs_up_while_it_waits_is_not_waited_for(self) -> None:
+        ask = b"GET /api/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with Running(stand_in("never", "exec sleep 1000"), kubeconfig=path("dead.kubeconfig")) as server:
+            with server.begin("create_db", "gone"):
+                eventually(lambda: b'connections{state="busy"} 1\n' in server.raw(ask), "it waits")
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(PATIENCE_SECONDS), 0)
+        self.assertEqual(server.lines("api=create_db"), [])  # It would be answered when its time is up.
+
     def test_client_that_does_not_read_is_let_go(self) -> None:
         with Running() as server, socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -608,6 +672,24 @@ class Alerts(unittest.TestCase):
                  *certificate, *body, self.url(method) + "?[1-100]"],
                 capture_output=True, text=True).stderr.splitlines()
         self.each(ask)
+
+
+def connected(server: Running, version: ssl.TLSVersion) -> ssl.SSLSocket:
+    """Connect with one version of TLS, so that an end without a good-bye is an error."""
+    context = tls("alice")
+    context.minimum_version = context.maximum_version = version
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS),
+                               server_hostname="localhost", suppress_ragged_eofs=False)
+
+
+def heard(connection: ssl.SSLSocket) -> str:
+    """Return what TLS says at a connection's end."""
+    try:
+        while connection.recv(65536):
+            pass
+    except OSError as error:
+        return str(getattr(error, "reason", error))
+    return "good-bye"
 
 
 def in_a_network_of_its_own(do: Callable[[], None]) -> None:
