@@ -322,27 +322,6 @@ class Server(http.server.ThreadingHTTPServer):
         except Exception:
             log.error(logfmt("loop", error=traceback.format_exc()))
 
-    def post(self, step: Step) -> None:
-        """Have the loop take a step. All that other threads, and handlers of signals, may do to it."""
-        self.posted.append(step)
-        self.ring()
-
-    def ring(self) -> None:
-        """Have the loop not wait for anything, if it is about to."""
-        if not self.rung:
-            self.rung = True
-            with contextlib.suppress(OSError):
-                self.bell.send(b"\0")
-
-    def hear_bell(self, events: int) -> None:
-        """Wake up for what was posted, or for a signal's handler to run."""
-        self.ear.recv(4096)
-        self.rung = False
-
-    def call_at(self, moment: float, step: Step) -> None:
-        """Have the loop take a step at a moment, by time.monotonic."""
-        heapq.heappush(self.timers, (moment, next(self.order), step))
-
     # -- a connection comes
 
     def listen(self) -> None:
@@ -452,10 +431,6 @@ class Server(http.server.ThreadingHTTPServer):
             if not self.held[connection.client]:
                 del self.held[connection.client]
 
-    def over(self, connection: Connection) -> bool:
-        """Tell whether a client's connection is to end: its certificate cannot be checked again."""
-        return self.stopping() or connection.generation != self.generation or time.time() > connection.ends
-
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
         self.call_at(time.monotonic() + RELOAD_SECONDS, self.keep_house)
@@ -488,23 +463,6 @@ class Server(http.server.ThreadingHTTPServer):
                     connection.take(connection.leave)
         log.info(logfmt("tls", outcome="reloaded", generation=self.generation))
 
-    def start(self, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
-        """Have a thread do what takes its time, and then the loop a step with what came of it."""
-        self.work.put((work, then))
-
-    def do_work(self) -> NoReturn:
-        """Do what takes its time, as a thread; what was not foreseen is a KubectlError."""
-        while True:
-            work, then = self.work.get()
-            try:
-                result = work()
-            except KubectlError as error:
-                result = error
-            except Exception:
-                log.error(logfmt("work", error=traceback.format_exc()))
-                result = KubectlError("failed")
-            self.post(functools.partial(then, result))
-
     def shutdown(self) -> None:
         """Have the loop end once all is answered, from any thread or signal, without waiting for it."""
         self.post(self.stop)
@@ -522,9 +480,53 @@ class Server(http.server.ThreadingHTTPServer):
             for connection in [*self.idle, *self.strangers]:
                 connection.take(connection.leave)
 
+    # -- what steps do
+
+    def start(self, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        """Have a thread do what takes its time, and then the loop a step with what came of it."""
+        self.work.put((work, then))
+
+    def do_work(self) -> NoReturn:
+        """Do what takes its time, as a thread; what was not foreseen is a KubectlError."""
+        while True:
+            work, then = self.work.get()
+            try:
+                result = work()
+            except KubectlError as error:
+                result = error
+            except Exception:
+                log.error(logfmt("work", error=traceback.format_exc()))
+                result = KubectlError("failed")
+            self.post(functools.partial(then, result))
+
+    def over(self, connection: Connection) -> bool:
+        """Tell whether a client's connection is to end: its certificate cannot be checked again."""
+        return self.stopping() or connection.generation != self.generation or time.time() > connection.ends
+
     def stopping(self) -> bool:
         """Tell whether the server was told to stop."""
         return self.stop_at < float("inf")
+
+    def call_at(self, moment: float, step: Step) -> None:
+        """Have the loop take a step at a moment, by time.monotonic."""
+        heapq.heappush(self.timers, (moment, next(self.order), step))
+
+    def post(self, step: Step) -> None:
+        """Have the loop take a step. All that other threads, and handlers of signals, may do to it."""
+        self.posted.append(step)
+        self.ring()
+
+    def ring(self) -> None:
+        """Have the loop not wait for anything, if it is about to."""
+        if not self.rung:
+            self.rung = True
+            with contextlib.suppress(OSError):
+                self.bell.send(b"\0")
+
+    def hear_bell(self, events: int) -> None:
+        """Wake up for what was posted, or for a signal's handler to run."""
+        self.ear.recv(4096)
+        self.rung = False
 
 
 # ---- A connection ------------------------------------------------------------------------------------
@@ -567,33 +569,6 @@ class Connection:
         server.strangers[self] = None
         self.enter("handshake")
 
-    # -- what any state does
-
-    def enter(self, name: str, deadline: float = 0.0) -> None:
-        """Go over into a state: listen for what it waits for, until its deadline or another."""
-        self.state, state = name, STATES[name]
-        self.server.idle.pop(self, None)
-        if name == "idle":
-            self.server.idle[self] = None
-        if state.seconds:
-            self.deadline = deadline or time.monotonic() + state.seconds
-            if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
-                self.set_alarm(self.deadline)
-        if state.waits_for:
-            self.listen(state.waits_for)
-
-    def listen(self, events: int) -> None:
-        """Have the selector tell of these events."""
-        if events == self.listens:
-            return
-        selector, was, self.listens = self.server.selector, self.listens, events
-        if not was:
-            selector.register(self.socket, events, self.hear)
-        elif events:
-            selector.modify(self.socket, events, self.hear)
-        else:
-            selector.unregister(self.socket)
-
     def hear(self, events: int) -> None:
         """Do something about bytes that have come, or that can go."""
         state = STATES[self.state]
@@ -601,26 +576,6 @@ class Connection:
             self.listen(0)  # They are early, and heard of again by the state that waits for them.
         else:
             self.take(state.go_on, self)
-
-    def set_alarm(self, moment: float) -> None:
-        """Have the alarm ring at a moment, if this is still there: 12,000 strangers' TLS would be 400 MB."""
-        self.alarm, there = moment, weakref.ref(self)
-
-        def ring() -> None:
-            if connection := there():
-                connection.ring()
-        self.server.call_at(moment, ring)
-
-    def ring(self) -> None:
-        """Do what the state wants at its deadline, if that has come."""
-        now = time.monotonic()
-        if self.state == "closed" or now < self.alarm:
-            return  # The alarm was set anew for an earlier moment, and has rung.
-        self.alarm = float("inf")
-        if now >= self.deadline and STATES[self.state].late:
-            self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
-        if self.state != "closed" and self.alarm == float("inf"):
-            self.set_alarm(self.deadline if self.deadline > now else now + LINGER_SECONDS)
 
     def take(self, step: Callable[..., object], *arguments: Any) -> None:
         """Take a step; what goes wrong in it ends this connection and nothing else."""
@@ -636,15 +591,6 @@ class Connection:
         except Exception:
             self.server.handle_error(self.socket, self.address)
             self.leave()
-
-    def flush(self) -> bool:
-        """Send what there is to be sent, as far as the client takes it; return whether that was all."""
-        if self.outgoing.pending:
-            self.unsent += self.outgoing.read()
-        if self.unsent:
-            with contextlib.suppress(BlockingIOError):
-                self.unsent = self.unsent[self.socket.send(self.unsent):]
-        return not self.unsent
 
     # -- a stranger's handshake
 
@@ -910,6 +856,62 @@ class Connection:
             self.listen(0)
             self.server.forget(self)
             self.server.close_request(self.socket)
+
+    # -- what any state does
+
+    def enter(self, name: str, deadline: float = 0.0) -> None:
+        """Go over into a state: listen for what it waits for, until its deadline or another."""
+        self.state, state = name, STATES[name]
+        self.server.idle.pop(self, None)
+        if name == "idle":
+            self.server.idle[self] = None
+        if state.seconds:
+            self.deadline = deadline or time.monotonic() + state.seconds
+            if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
+                self.set_alarm(self.deadline)
+        if state.waits_for:
+            self.listen(state.waits_for)
+
+    def listen(self, events: int) -> None:
+        """Have the selector tell of these events."""
+        if events == self.listens:
+            return
+        selector, was, self.listens = self.server.selector, self.listens, events
+        if not was:
+            selector.register(self.socket, events, self.hear)
+        elif events:
+            selector.modify(self.socket, events, self.hear)
+        else:
+            selector.unregister(self.socket)
+
+    def set_alarm(self, moment: float) -> None:
+        """Have the alarm ring at a moment, if this is still there: 12,000 strangers' TLS would be 400 MB."""
+        self.alarm, there = moment, weakref.ref(self)
+
+        def ring() -> None:
+            if connection := there():
+                connection.ring()
+        self.server.call_at(moment, ring)
+
+    def ring(self) -> None:
+        """Do what the state wants at its deadline, if that has come."""
+        now = time.monotonic()
+        if self.state == "closed" or now < self.alarm:
+            return  # The alarm was set anew for an earlier moment, and has rung.
+        self.alarm = float("inf")
+        if now >= self.deadline and STATES[self.state].late:
+            self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
+        if self.state != "closed" and self.alarm == float("inf"):
+            self.set_alarm(self.deadline if self.deadline > now else now + LINGER_SECONDS)
+
+    def flush(self) -> bool:
+        """Send what there is to be sent, as far as the client takes it; return whether that was all."""
+        if self.outgoing.pending:
+            self.unsent += self.outgoing.read()
+        if self.unsent:
+            with contextlib.suppress(BlockingIOError):
+                self.unsent = self.unsent[self.socket.send(self.unsent):]
+        return not self.unsent
 
 
 class State(NamedTuple):
@@ -1486,193 +1488,6 @@ SECONDS = "%Y-%m-%dT%H:%M:%S"  # RFC 3339, but for the fraction and the zone.
 REFUSALS = ("quota", "policy", "invalid", "forbidden", "ending")
 
 
-class Lease(NamedTuple):
-    """A user's lease of a database (Kubernetes API, coordination.k8s.io/v1)."""
-
-    uid: str
-    version: int
-    holder: str  # The database's id.
-    user_id: str
-    client: str
-    acquired: str  # When it was made or pointed at this database; see ACQUIRED.
-    renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
-    address: str  # The one that was answered.
-    kept: bool  # Its database has ended but for its volume.
-    item: dict[str, Any]
-
-
-class Secret(NamedTuple):
-    """A database's record: whose it is, its password, what it was made from."""
-
-    uid: str
-    version: int
-    user: str  # A slug; empty of a spare, NOBODY of one that goes.
-    acquired: str  # Of the lease under which it was given.
-    template: str
-    password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
-    password_hash: str
-    item: dict[str, Any]
-
-
-class Part(NamedTuple):
-    """A database's Pod, Service or PersistentVolumeClaim."""
-
-    uid: str
-    version: int
-    address: str
-    ready: bool
-    gone: bool  # It is being deleted, or has ended for good.
-    why: str  # It is not ready, in a sentence for a client.
-    no_room: bool  # No node has any for it.
-    password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
-
-
-Seen = Union[Lease, Secret, Part]
-
-
-class Database:
-    """What the cluster is seen to hold of one database, and what is under way with it."""
-
-    def __init__(self, id: str, now: float) -> None:
-        self.id, self.since = id, now
-        self.objects: dict[str, Any] = {}  # By kind.
-        self.record: Secret | None = None  # The Secret as it was last seen, should it be deleted by hand.
-        self.had_pod = self.was_ready = self.made_room = False
-        self.ready_since = self.half_since = float("inf")  # Half: without its Secret or its Pod.
-        self.promised = self.going = False  # To somebody, or away, by an order of this server.
-
-    @property
-    def secret(self) -> Secret | None:
-        """Its record, but none that was made again by hand with a password that its data does not know."""
-        secret, data = self.objects.get("Secret"), self.objects.get("PersistentVolumeClaim", self.pod)
-        return secret if not data or not secret or data.password_hash in ("", secret.password_hash) else None
-
-    @property
-    def pod(self) -> Part | None:
-        """Its container."""
-        return self.objects.get("Pod")
-
-    def takes_queries(self) -> bool:
-        """Tell whether its container is ready, and stays."""
-        return bool(self.pod and self.pod.ready and not self.pod.gone)
-
-    def is_of(self, slug: str, lease: Lease | None) -> bool:
-        """Tell whether it was given to a user under this lease; a volume is found again under any."""
-        record = self.record
-        return bool(record and record.user == slug and lease
-                    and (record.acquired == lease.acquired or is_persistent(self.id)))
-
-    def has_lost_its_password(self) -> bool:
-        """Tell whether its volume is there without its Secret, and that must never be made anew."""
-        return "PersistentVolumeClaim" in self.objects and not self.secret
-
-    def is_spare(self) -> bool:
-        """Tell whether it can be given to a user, as far as is known."""
-        free = self.secret and not self.secret.user and not self.promised and not self.going
-        return bool(free and self.pod and not self.pod.gone)
-
-
-class User:
-    """What is known of one user, and what is under way."""
-
-    def __init__(self, slug: str, now: float) -> None:
-        self.slug = slug
-        self.lease: Lease | None = None
-        self.leased_at = now  # When the lease was seen to name what it names.
-        self.ended = ""  # The uid of a lease that was ended from here; a late watch may show it once more.
-        self.order: Order | None = None  # At most one at a time.
-        self.coming = ""  # The client to whom a first lease is being given; it counts as there.
-        self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
-        self.unwritten = False
-        self.answered = ""  # The address that was told from here.
-        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
-        self.looked_at = self.gone_at = float("-inf")
-        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
-        self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
-        self.not_before = float("-inf")  # When room may have been made.
-        self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
-        self.foreign = ""  # What is in the way of a database, and not ours to touch.
-        # When a database was ordered that is not answered, from what.
-        self.asked: tuple[float, str] | None = None
-        self.counted = ""
-
-
-class Order:
-    """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
-
-    def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
-        self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
-        # Leases, and Secrets of spares that go: by who saw their version;
-        self.replaces: list[dict[str, Any]] = []
-        self.creates: list[dict[str, Any]] = []
-        self.claims: list[dict[str, Any]] = []  # Secrets of spares that are given, likewise;
-        # by kind, name, uid and version, if that is not 0;
-        self.deletes: list[tuple[str, str, str, int]] = []
-        self.ends = False  # and the database by its label.
-        self.made: list[dict[str, Any]] = []
-        self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
-
-
-class Look(NamedTuple):
-    """What is to be read afresh for a user, and what was known when that was ordered."""
-
-    user: User
-    ordered: float
-    lease: Lease | None
-    objects: dict[str, Any]
-    idle: bool  # To end the lease, if that is all there is.
-
-
-class Round:
-    """A round of the sweep while its beats are being written."""
-
-    def __init__(self, began: float, time: str) -> None:
-        self.began, self.time, self.failed = began, time, False
-        self.tried: set[str] = set()  # Slugs.
-
-
-class Group:
-    """Has the work of everyone who waits done in one go, like a database's group commit.
-
-    Who comes waits a moment for company; who comes while as many run as may is in the next group.
-    """
-
-    def __init__(self, cluster: Cluster, work: Callable[[list[Any]], Any],
-                 done: Callable[[list[Any], Any], None], size: int, most: int) -> None:
-        self.cluster, self.work, self.done, self.size, self.most = cluster, work, done, size, most
-        self.waiting: list[Any] = []
-        self.running, self.opened_at, self.joined_at, self.gathers = 0, 0.0, 0.0, False
-
-    def add(self, one: Any) -> None:
-        """Have one thing done with the next group."""
-        self.joined_at = self.cluster.clock()
-        self.opened_at = self.opened_at if self.waiting else self.joined_at
-        self.waiting.append(one)
-        if not self.gathers:
-            self.gathers = True
-            self.cluster.loop.call_at(self.joined_at + GATHER_SECONDS[0], self.leave)
-
-    def leave(self) -> None:
-        """Start the groups that may start, unless somebody has joined just now."""
-        joined, now = self.joined_at + GATHER_SECONDS[0], self.cluster.clock()
-        if now < min(joined, self.opened_at + GATHER_SECONDS[1]) and len(self.waiting) < self.size:
-            self.cluster.loop.call_at(joined, self.leave)
-            return
-        self.gathers = False
-        while self.waiting and self.running < self.most:
-            batch, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
-            self.running += 1
-            self.cluster.loop.start(functools.partial(self.work, batch),
-                                    functools.partial(self.finish, batch))
-
-    def finish(self, batch: list[Any], result: Any) -> None:
-        """Take up what came of a group, and start the next one."""
-        self.running -= 1
-        self.done(batch, result)
-        if self.waiting and not self.gathers:
-            self.leave()
-
-
 class Cluster:
     """The table of one namespace: what is seen goes in, requests are answered from it, what lacks is ordered.
 
@@ -1850,19 +1665,7 @@ class Cluster:
             raise KubectlError(self.trouble(unknown))
         return not unknown
 
-    def trouble(self, what: Iterable[str]) -> str:
-        """Return a trouble, of REASONS, rather one that was met than "starting"; empty if there is none."""
-        return max((self.troubles[one] for one in what),
-                   key=lambda trouble: (trouble not in ("", "starting"), trouble))
-
     # -- how a user stands
-
-    def user(self, slug: str) -> User:
-        """Return a user's entry."""
-        if slug not in self.users:
-            self.users[slug] = User(slug, self.clock())
-            self.changed[slug] = None  # It goes again if nothing comes of it.
-        return self.users[slug]
 
     def standing(self, user: User) -> str:
         """Return how a user's lease, Secret and Pod stand to each other, of STANDINGS."""
@@ -1955,10 +1758,6 @@ class Cluster:
             if 0 < limit <= count:
                 raise ApiError(429, f"{whose} may have {limit} databases: delete one with delete_db, or ask "
                                "the maintainer for more", Retry_After="60")
-
-    def touch(self, user: User) -> None:
-        """Note that a user's entry may have changed."""
-        self.changed[user.slug] = None
 
     def settle(self) -> None:
         """Count users anew whose entries have changed, and ask those again who wait for them."""
@@ -2767,6 +2566,211 @@ class Cluster:
             self.round = Round(self.clock(), micro_time(self.wall()))
             self.write_beats(0)
         return not self.round
+
+    # -- what all of it uses
+
+    def trouble(self, what: Iterable[str]) -> str:
+        """Return a trouble, of REASONS, rather one that was met than "starting"; empty if there is none."""
+        return max((self.troubles[one] for one in what),
+                   key=lambda trouble: (trouble not in ("", "starting"), trouble))
+
+    def user(self, slug: str) -> User:
+        """Return a user's entry."""
+        if slug not in self.users:
+            self.users[slug] = User(slug, self.clock())
+            self.changed[slug] = None  # It goes again if nothing comes of it.
+        return self.users[slug]
+
+    def touch(self, user: User) -> None:
+        """Note that a user's entry may have changed."""
+        self.changed[user.slug] = None
+
+
+class Lease(NamedTuple):
+    """A user's lease of a database (Kubernetes API, coordination.k8s.io/v1)."""
+
+    uid: str
+    version: int
+    holder: str  # The database's id.
+    user_id: str
+    client: str
+    acquired: str  # When it was made or pointed at this database; see ACQUIRED.
+    renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
+    address: str  # The one that was answered.
+    kept: bool  # Its database has ended but for its volume.
+    item: dict[str, Any]
+
+
+class Secret(NamedTuple):
+    """A database's record: whose it is, its password, what it was made from."""
+
+    uid: str
+    version: int
+    user: str  # A slug; empty of a spare, NOBODY of one that goes.
+    acquired: str  # Of the lease under which it was given.
+    template: str
+    password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
+    password_hash: str
+    item: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A database's Pod, Service or PersistentVolumeClaim."""
+
+    uid: str
+    version: int
+    address: str
+    ready: bool
+    gone: bool  # It is being deleted, or has ended for good.
+    why: str  # It is not ready, in a sentence for a client.
+    no_room: bool  # No node has any for it.
+    password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
+
+
+Seen = Union[Lease, Secret, Part]
+
+
+class Database:
+    """What the cluster is seen to hold of one database, and what is under way with it."""
+
+    def __init__(self, id: str, now: float) -> None:
+        self.id, self.since = id, now
+        self.objects: dict[str, Any] = {}  # By kind.
+        self.record: Secret | None = None  # The Secret as it was last seen, should it be deleted by hand.
+        self.had_pod = self.was_ready = self.made_room = False
+        self.ready_since = self.half_since = float("inf")  # Half: without its Secret or its Pod.
+        self.promised = self.going = False  # To somebody, or away, by an order of this server.
+
+    @property
+    def secret(self) -> Secret | None:
+        """Its record, but none that was made again by hand with a password that its data does not know."""
+        secret, data = self.objects.get("Secret"), self.objects.get("PersistentVolumeClaim", self.pod)
+        return secret if not data or not secret or data.password_hash in ("", secret.password_hash) else None
+
+    @property
+    def pod(self) -> Part | None:
+        """Its container."""
+        return self.objects.get("Pod")
+
+    def takes_queries(self) -> bool:
+        """Tell whether its container is ready, and stays."""
+        return bool(self.pod and self.pod.ready and not self.pod.gone)
+
+    def is_of(self, slug: str, lease: Lease | None) -> bool:
+        """Tell whether it was given to a user under this lease; a volume is found again under any."""
+        record = self.record
+        return bool(record and record.user == slug and lease
+                    and (record.acquired == lease.acquired or is_persistent(self.id)))
+
+    def has_lost_its_password(self) -> bool:
+        """Tell whether its volume is there without its Secret, and that must never be made anew."""
+        return "PersistentVolumeClaim" in self.objects and not self.secret
+
+    def is_spare(self) -> bool:
+        """Tell whether it can be given to a user, as far as is known."""
+        free = self.secret and not self.secret.user and not self.promised and not self.going
+        return bool(free and self.pod and not self.pod.gone)
+
+
+class User:
+    """What is known of one user, and what is under way."""
+
+    def __init__(self, slug: str, now: float) -> None:
+        self.slug = slug
+        self.lease: Lease | None = None
+        self.leased_at = now  # When the lease was seen to name what it names.
+        self.ended = ""  # The uid of a lease that was ended from here; a late watch may show it once more.
+        self.order: Order | None = None  # At most one at a time.
+        self.coming = ""  # The client to whom a first lease is being given; it counts as there.
+        self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
+        self.unwritten = False
+        self.answered = ""  # The address that was told from here.
+        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
+        self.looked_at = self.gone_at = float("-inf")
+        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
+        self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
+        self.not_before = float("-inf")  # When room may have been made.
+        self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
+        self.foreign = ""  # What is in the way of a database, and not ours to touch.
+        # When a database was ordered that is not answered, from what.
+        self.asked: tuple[float, str] | None = None
+        self.counted = ""
+
+
+class Order:
+    """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
+
+    def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
+        self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
+        # Leases, and Secrets of spares that go: by who saw their version;
+        self.replaces: list[dict[str, Any]] = []
+        self.creates: list[dict[str, Any]] = []
+        self.claims: list[dict[str, Any]] = []  # Secrets of spares that are given, likewise;
+        # by kind, name, uid and version, if that is not 0;
+        self.deletes: list[tuple[str, str, str, int]] = []
+        self.ends = False  # and the database by its label.
+        self.made: list[dict[str, Any]] = []
+        self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
+
+
+class Look(NamedTuple):
+    """What is to be read afresh for a user, and what was known when that was ordered."""
+
+    user: User
+    ordered: float
+    lease: Lease | None
+    objects: dict[str, Any]
+    idle: bool  # To end the lease, if that is all there is.
+
+
+class Round:
+    """A round of the sweep while its beats are being written."""
+
+    def __init__(self, began: float, time: str) -> None:
+        self.began, self.time, self.failed = began, time, False
+        self.tried: set[str] = set()  # Slugs.
+
+
+class Group:
+    """Has the work of everyone who waits done in one go, like a database's group commit.
+
+    Who comes waits a moment for company; who comes while as many run as may is in the next group.
+    """
+
+    def __init__(self, cluster: Cluster, work: Callable[[list[Any]], Any],
+                 done: Callable[[list[Any], Any], None], size: int, most: int) -> None:
+        self.cluster, self.work, self.done, self.size, self.most = cluster, work, done, size, most
+        self.waiting: list[Any] = []
+        self.running, self.opened_at, self.joined_at, self.gathers = 0, 0.0, 0.0, False
+
+    def add(self, one: Any) -> None:
+        """Have one thing done with the next group."""
+        self.joined_at = self.cluster.clock()
+        self.opened_at = self.opened_at if self.waiting else self.joined_at
+        self.waiting.append(one)
+        if not self.gathers:
+            self.gathers = True
+            self.cluster.loop.call_at(self.joined_at + GATHER_SECONDS[0], self.leave)
+
+    def leave(self) -> None:
+        """Start the groups that may start, unless somebody has joined just now."""
+        joined, now = self.joined_at + GATHER_SECONDS[0], self.cluster.clock()
+        if now < min(joined, self.opened_at + GATHER_SECONDS[1]) and len(self.waiting) < self.size:
+            self.cluster.loop.call_at(joined, self.leave)
+            return
+        self.gathers = False
+        while self.waiting and self.running < self.most:
+            batch, self.waiting = self.waiting[:self.size], self.waiting[self.size:]
+            self.running += 1
+            self.cluster.loop.start(functools.partial(self.work, batch),
+                                    functools.partial(self.finish, batch))
+
+    def finish(self, batch: list[Any], result: Any) -> None:
+        """Take up what came of a group, and start the next one."""
+        self.running -= 1
+        self.done(batch, result)
+        if self.waiting and not self.gathers:
+            self.leave()
 
 
 TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
@@ -3972,8 +3976,6 @@ def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
 
 NO_LIST = "none, so no certificate is revoked"
 UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
-
-
 
 
 def main(arguments: list[str] | None = None) -> int:
