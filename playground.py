@@ -1032,7 +1032,7 @@ HOST = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]
 BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 LENGTH = re.compile("[0-9]{1,16}")
 AUTHORITY = re.compile(rb"^https?://[^/?]+", re.I)
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
 HTTP_REQUEST = re.compile(rb"(" + "|".join(METHODS).encode() + rb") ")
 
 
@@ -1196,8 +1196,10 @@ def outcome_of(function: Callable[[], Said | None]) -> Outcome | None:
 
 
 def failed(error: ApiError) -> Outcome:
-    """Return an error as an answer."""
-    return Outcome(error.status, {"error": error.message}, error.headers, http_date(int(time.time())))
+    """Return an error as an answer. Who was told in one moment to come back does not come in one moment."""
+    headers = {name: str(random.randint(int(value), int(value) * 3 // 2)) if name == "Retry-After" else value
+               for name, value in error.headers.items()}
+    return Outcome(error.status, {"error": error.message}, headers, http_date(int(time.time())))
 
 
 # As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
@@ -1249,7 +1251,8 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
     if name not in API:
         shown = json.dumps(request.path[:80])
         raise ApiError(404, f"there is no {shown} here, but "
-                       + ", ".join(f"{one[0]} /api/{api}" for api, one in API.items()))
+                       + ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
+                       + ": GET / says more")
     method, function, takes = API[name]
     if request.method != method:
         raise ApiError(405, f"{name} takes {method}", Allow=method)
@@ -1269,7 +1272,12 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
 def api_name(path: str) -> str:
     """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash."""
     path = path[1:] if path.startswith("//") else path
-    return path[len("/api/"):] if path.startswith("/api/") else "-"
+    return path[len("/api/"):] if path.startswith("/api/") else "index" if path == "/" else "-"
+
+
+def path_of(name: str) -> str:
+    """Return the path of an API."""
+    return "/" if name == "index" else f"/api/{name}"
 
 
 def refuse_web_pages(request: Request) -> None:
@@ -1341,6 +1349,15 @@ def valid_user_id(text: object) -> str:
     return user_id
 
 
+def index(server: Server, asked: Asked) -> Said | None:
+    """Say what there is here, and what each API takes."""
+    return {"name": "SQLFlow Playground Server", "version": __version__, "apis": [
+        {"method": method, "path": path_of(name), "takes": dict.fromkeys(takes, USER_ID_RULE),
+         "does": (function.__doc__ or "").partition("\n")[0]}
+        for name, (method, function, takes) in API.items()],
+        "guides": "docs/ in this server's repository: user.md, frontend.md, maintainer.md, openapi.yaml"}
+
+
 def create_db(server: Server, asked: Asked, user_id: str) -> Said | None:
     """Answer with the user's database, made if there is none, once it takes queries."""
     return server.cluster.create(user_id, asked.client, asked.started, asked.late)
@@ -1386,6 +1403,7 @@ def tell_metrics(server: Server, asked: Asked) -> Said | None:
 
 
 API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
+    "index": ("GET", index, ()),
     "create_db": ("POST", create_db, ("user_id",)),
     "heart_beat": ("GET", heart_beat, ("user_id",)),
     "delete_db": ("POST", delete_db, ("user_id",)),

@@ -193,7 +193,7 @@ def raw_requests() -> tuple[tuple[int, bytes], ...]:
         (405, b"DELETE /api/status HTTP/1.1\r\n" + close + good),
         (405, b"HEAD /api/status HTTP/1.1\r\n" + close + good),
         (405, b"OPTIONS /api/status HTTP/1.1\r\n" + close + good),
-        (404, b"OPTIONS * HTTP/1.1\r\n" + close + good), (404, b"GET / HTTP/1.1\r\n" + close + good),
+        (404, b"OPTIONS * HTTP/1.1\r\n" + close + good), (200, b"GET / HTTP/1.1\r\n" + close + good),
         (404, b"GET /api/ HTTP/1.1\r\n" + close + good),
         (404, b"GET /api/status/ HTTP/1.1\r\n" + close + good),
         (404, b"GET /api/__init__ HTTP/1.1\r\n" + close + good),
