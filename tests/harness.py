@@ -589,7 +589,7 @@ def moved(item: dict[str, Any], namespace: str) -> dict[str, Any]:
 
 def databases() -> dict[str, list[dict[str, Any]]]:
     """Return the objects that each template of a database makes, by its file's name."""
-    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
+    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "kustomization.yaml", "__pycache__"})
     for name in names:
         list(yaml.load_all(read(TEMPLATES, name), Unique))
     return {name: playground.Template(os.path.join(TEMPLATES, name)).objects_of(**playground.EXAMPLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import glob
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ import subprocess
 import sys
 import time
 import unittest
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,20 +34,23 @@ from tests.harness import (
     Running,
     applied_once,
     databases,
+    eventually,
     gen_cert,
     kubectl,
     make_namespace,
     moved,
     path,
     read,
+    stand_in,
 )
 
 setUpModule = harness.set_up
 tearDownModule = harness.tear_down
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", *(f"docs/{name}" for name in sorted(os.listdir(os.path.join(ROOT, "docs")))
-                            if name.endswith(".md"))]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md",
+             *(f"docs/{name}" for name in sorted(os.listdir(os.path.join(ROOT, "docs")))
+               if name.endswith(".md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
                    re.M | re.S)
 
@@ -149,7 +156,7 @@ class Documents(unittest.TestCase):
     def test_commands_stand_in_blocks_that_are_run_or_say_why_not(self) -> None:
         for document in DOCUMENTS:
             for block in BLOCK.finditer(read(document)):
-                self.assertIn(block["language"], ("console", "sh", "python", "js", ""), document)
+                self.assertIn(block["language"], ("console", "sh", "python", "js", "yaml", ""), document)
                 self.assertEqual("$ " in block["text"], block["language"] == "console", block["text"])
                 self.assertTrue(block["language"] or block["reason"], block["text"])
             self.assertEqual(len(re.findall(r"^```", read(document), re.M)),
@@ -321,6 +328,59 @@ class Watching(unittest.TestCase):
 
 
 @unittest.skipUnless(harness.KUBECONFIG, "PLAYGROUND_TEST_KUBECONFIG is not set")
+@unittest.skipUnless(shutil.which("prometheus"), "no prometheus: scripts/test unpacks it")
+class Dashboard(unittest.TestCase):
+    """docs/grafana.json, and a Prometheus that has scraped a server."""
+
+    def test_each_query_of_the_dashboard_has_an_answer(self) -> None:
+        queries = [target["expr"] for panel in json.loads(read("docs/grafana.json"))["panels"]
+                   for target in panel["targets"]]
+        gen_cert("prometheus")
+        no_patch = stand_in("no-patch", 'case "$*" in *" patch "*) echo no >&2; exit 1;; esac')
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = "127.0.0.1:%d" % free.getsockname()[1]
+        with Running(no_patch, "--sweep_interval=1", "--idle_timeout=50").known() as server:
+            config = yaml.safe_load(read("docs/prometheus.yml").replace("/etc/prometheus/playground",
+                                                                        path("key_store/prometheus")))
+            del config["rule_files"]
+            (job,) = config["scrape_configs"]
+            del job["dns_sd_configs"]
+            job.update(scrape_interval="1s", static_configs=[{"targets": [f"127.0.0.1:{server.port}"]}])
+            with open(path("scrape.yml"), "w", encoding="utf-8") as file:
+                yaml.safe_dump(config, file)
+            with open(path("prometheus.log"), "wb") as log:
+                prometheus = subprocess.Popen(
+                    ["prometheus", f"--config.file={file.name}", f"--storage.tsdb.path={path('tsdb')}",
+                     f"--web.listen-address={address}"], stdout=log, stderr=log)
+            self.addCleanup(prometheus.wait)
+            self.addCleanup(prometheus.terminate)
+
+            def answer(query: str) -> Any:
+                url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+                try:
+                    with urllib.request.urlopen(url) as response:
+                        return json.load(response)["data"]["result"]
+                except urllib.error.HTTPError as error:
+                    if error.code == 503:
+                        return []  # It is just starting.
+                    raise AssertionError(f"{query}: {error.read().decode()}") from error
+                except OSError:
+                    return []  # As above.
+            eventually(lambda: answer("playground_build_info"), "it has scraped the server")
+            for user_id in ("plot", "plot2"):
+                server.call("alice", "create_db", user_id)
+                with contextlib.suppress(OSError), harness.tls("").wrap_socket(
+                        socket.create_connection(("127.0.0.1", server.port)),
+                        server_hostname="localhost") as stranger:
+                    stranger.recv(1)
+            for query in queries:
+                query = query.replace("$job", ".*").replace("[30m]", "[1m]")
+                eventually(lambda query=query: answer(query), query)  # type: ignore[misc]
+            for user_id in ("plot", "plot2"):
+                server.call("alice", "delete_db", user_id)
+
+
+@unittest.skipUnless(harness.KUBECONFIG, "PLAYGROUND_TEST_KUBECONFIG is not set")
 class Examples(unittest.TestCase):
     """The programs of docs/frontend.md and what docs/user.md has a student install, run as they stand."""
 
@@ -353,7 +413,7 @@ class Notebook(unittest.TestCase):
         text = read("docs/user.md")
         steps = "".join(re.sub(r"^\$ ", "", line) + "\n"
                         for block in BLOCK.finditer(text.partition("Put this into")[0])
-                        if block["language"] == "console" and not block["reason"]
+                        if block["language"] == "console" and "of its own" in block["reason"]
                         for line in block["text"].splitlines())
         (load,) = re.findall("^%load_ext .*$", text, re.M)
         stage = path("notebook")
@@ -378,6 +438,43 @@ class Notebook(unittest.TestCase):
                                 env={**os.environ, "IPYTHONDIR": os.path.join(stage, "ipython")})
         self.assertEqual(result.returncode, 0, result.stderr[-3000:])
         self.assertIn("loaded alice", result.stdout)
+
+
+class Kustomizations(unittest.TestCase):
+    """What is set without editing playground.yaml."""
+
+    def objects(self, folder: str) -> list[dict[str, Any]]:
+        printed = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
+        self.assertEqual(printed.returncode, 0, printed.stderr)
+        return list(yaml.safe_load_all(printed.stdout))
+
+    def test_plain_one_is_playground_yaml_and_the_guides_sets_all_that_is_ones_own(self) -> None:
+        plain = self.objects(TEMPLATES)
+        key = {(one["kind"], one["metadata"]["name"]): one for one in plain}
+        self.assertEqual(key, {(one["kind"], one["metadata"]["name"]): one
+                               for one in yaml.safe_load_all(read(TEMPLATES, "playground.yaml"))})
+        stage = path("kustomized")
+        shutil.copytree(TEMPLATES, os.path.join(stage, "k8s_templates"))
+        os.mkdir(os.path.join(stage, "mine"))
+        text = read("docs/maintainer.md").partition("### Set what is yours")[2]
+        overlay, sed, *_ = [block for block in BLOCK.finditer(text)]
+        with open(os.path.join(stage, "mine", "kustomization.yaml"), "w", encoding="utf-8") as file:
+            file.write(overlay["text"])
+        subprocess.run(sed["text"].splitlines()[0][2:], shell=True, cwd=stage, check=True)
+        mine = {(one["kind"], one["metadata"]["name"]): one
+                for one in self.objects(os.path.join(stage, "mine"))}
+        pod = mine["Deployment", "playground"]["spec"]["template"]["spec"]
+        self.assertEqual(pod["containers"][0]["image"], "registry.example.org/sqlflow-playground:1.0.0")
+        self.assertIn("--spare_databases=0", pod["containers"][0]["args"])
+        self.assertNotIn("--spare_databases=2", pod["containers"][0]["args"])
+        playground.parse_arguments(pod["containers"][0]["args"])
+        self.assertEqual(pod["volumes"][-1]["configMap"]["name"].rpartition("-")[0], "playground-templates")
+        with open(os.path.join(stage, "mine", "my.yaml"), encoding="utf-8") as file:
+            (claim,) = [one for one in yaml.safe_load_all(file) if one["kind"] == "PersistentVolumeClaim"]
+        self.assertEqual(claim["spec"]["storageClassName"], "fast")
+        playground.Template(file.name)
+        self.assertEqual(mine["Service", "playground"]["spec"]["type"], "LoadBalancer")
+        self.assertEqual(mine["Service", "playground-servers"], key["Service", "playground-servers"])
 
 
 class Claims(unittest.TestCase):
