@@ -338,7 +338,7 @@ class Dashboard(unittest.TestCase):
         gen_cert("prometheus")
         no_patch = stand_in("no-patch", 'case "$*" in *" patch "*) echo no >&2; exit 1;; esac')
         with socket.create_server(("127.0.0.1", 0)) as free:
-            address = "127.0.0.1:%d" % free.getsockname()[1]
+            address = f"127.0.0.1:{free.getsockname()[1]}"
         with Running(no_patch, "--sweep_interval=1", "--idle_timeout=50").known() as server:
             config = yaml.safe_load(read("docs/prometheus.yml").replace("/etc/prometheus/playground",
                                                                         path("key_store/prometheus")))
@@ -375,7 +375,7 @@ class Dashboard(unittest.TestCase):
                     stranger.recv(1)
             for query in queries:
                 query = query.replace("$job", ".*").replace("[30m]", "[1m]")
-                eventually(lambda query=query: answer(query), query)  # type: ignore[misc]
+                eventually(lambda query=query: answer(query), query)
             for user_id in ("plot", "plot2"):
                 server.call("alice", "delete_db", user_id)
 
@@ -457,7 +457,7 @@ class Kustomizations(unittest.TestCase):
         shutil.copytree(TEMPLATES, os.path.join(stage, "k8s_templates"))
         os.mkdir(os.path.join(stage, "mine"))
         text = read("docs/maintainer.md").partition("### Set what is yours")[2]
-        overlay, sed, *_ = [block for block in BLOCK.finditer(text)]
+        overlay, sed, *_ = BLOCK.finditer(text)
         with open(os.path.join(stage, "mine", "kustomization.yaml"), "w", encoding="utf-8") as file:
             file.write(overlay["text"])
         subprocess.run(sed["text"].splitlines()[0][2:], shell=True, cwd=stage, check=True)
@@ -475,6 +475,22 @@ class Kustomizations(unittest.TestCase):
         playground.Template(file.name)
         self.assertEqual(mine["Service", "playground"]["spec"]["type"], "LoadBalancer")
         self.assertEqual(mine["Service", "playground-servers"], key["Service", "playground-servers"])
+
+
+class Wheel(unittest.TestCase):
+    """What pip installs."""
+
+    def test_wheel_passes_those_who_look_at_wheels(self) -> None:
+        source, bin = path("source"), os.path.dirname(sys.executable)
+        subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
+        shutil.copy(os.path.join(ROOT, "pyproject.toml"), source)
+        for command in (["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir=dist", "."],
+                        ["twine", "check", "--strict", "dist/*.whl"], ["check-wheel-contents", "dist"]):
+            if not os.path.exists(os.path.join(bin, command[0])):
+                self.skipTest(f"no {command[0]}: scripts/test has it")
+            result = subprocess.run([os.path.join(bin, command[0]), *command[1:]], cwd=source,
+                                    capture_output=True, text=True)
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
 
 
 class Claims(unittest.TestCase):

@@ -76,7 +76,8 @@ class Start(unittest.TestCase):
             if version >= (3, 9):
                 with self.subTest(python):
                     result = subprocess.run(
-                        [python, "-m", "unittest", "-q", "-k", "answers_are_json", "test_playground"], cwd=ROOT,
+                        [python, "-m", "unittest", "-q", "-k", "answers_are_json", "test_playground"],
+                        cwd=ROOT,
                         env={**os.environ, "PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "yes"},
                         capture_output=True, text=True)
                     self.assertEqual(result.returncode, 0, result.stderr)
