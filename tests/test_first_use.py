@@ -81,7 +81,7 @@ class Start(unittest.TestCase):
                         env={**os.environ, "PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "yes"},
                         capture_output=True, text=True)
                     self.assertEqual(result.returncode, 0, result.stderr)
-                    self.assertRegex(result.stderr, r"Ran [1-9]\d* tests")
+                    self.assertRegex(result.stderr, r"Ran [1-9]\d* test")
 
     def test_python_without_pyyaml_is_told_how_to_get_it(self) -> None:
         result = subprocess.run(
