@@ -68,7 +68,16 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Union
 
-import yaml
+# A Python older than 3.8 shows its user this line, which it cannot read, and why:
+(OLDEST_PYTHON := (3, 9))  # This server needs Python 3.9 or later: run it with such a python3.
+if sys.version_info < OLDEST_PYTHON:
+    print("sqlflow_playground: this server needs Python 3.9 or later: run it with such a python3",
+          file=sys.stderr)
+    sys.exit(2)
+try:
+    import yaml
+except ImportError:  # Which `run` tells.
+    yaml = None  # type: ignore[assignment]
 
 __version__ = "1.0.0"
 
@@ -321,6 +330,11 @@ class Server(http.server.ThreadingHTTPServer):
             step()
         except Exception:
             log.error(logfmt("loop", error=traceback.format_exc()))
+
+    def url(self) -> str:
+        """Return where it listens, as an address that one can type."""
+        host = str(self.server_address[0])
+        return f"https://{f'[{host}]' if ':' in host else host}:{self.server_port}"
 
     # -- a connection comes
 
@@ -777,7 +791,8 @@ class Connection:
         metrics.add("request_seconds", taken, api=known)
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
             "request", client=self.client or "-", method=exchange.method, api=exchange.api,
-            user=exchange.user, status=outcome.status, ms=taken * 1000))
+            user=exchange.user, status=outcome.status, ms=taken * 1000,
+            **(outcome.answer if outcome.status >= 400 and isinstance(outcome.answer, dict) else {})))
         if exchange.api != "heart_beat" or outcome.status < 400:
             return self.send(outcome, exchange.keep_alive, exchange.method)
         self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
@@ -987,6 +1002,10 @@ def why_refused(error: Exception) -> str:
     return "hung up" if isinstance(error, OSError) else type(error).__name__
 
 
+# Of k8s_templates/playground.yaml: it comes once a minute for ever, and an idle server's log is to be silent.
+LIVENESS_PROBE = ("127.0.0.1", "peer did not return a certificate")
+
+
 class Refusals:
     """Counts what TLS refused, by who it was and the reason, and logs it: see REFUSAL_LINES."""
 
@@ -1020,7 +1039,8 @@ class Refusals:
         """Log so many of those that were not told of, most refused first."""
         fresh = [(key, count) for key, count in self.counts.most_common() if key not in self.told]
         for (who, reason), count in fresh[:max(lines, 0)]:
-            log.info(logfmt(self.event, outcome=self.outcome, **{self.who: who}, reason=reason, count=count))
+            log.log(logging.DEBUG if (who, reason) == LIVENESS_PROBE else logging.INFO, logfmt(
+                self.event, outcome=self.outcome, **{self.who: who}, reason=reason, count=count))
             self.told.add((who, reason))
             del self.counts[who, reason]
 
@@ -1044,7 +1064,7 @@ LENGTH = re.compile("[0-9]{1,16}")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[ \t]*" + TOKEN + rb"(?:[ \t]*=[ \t]*(?:" + TOKEN
                         + rb'|"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"))?)*')
 CHUNKED = -1
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
 HTTP_REQUEST = re.compile(rb"(?:\r\n)?(" + "|".join(METHODS).encode() + rb") ")
 
 
@@ -1256,8 +1276,10 @@ def outcome_of(function: Callable[[], Said | None]) -> Outcome | None:
 
 
 def failed(error: ApiError) -> Outcome:
-    """Return an error as an answer."""
-    return Outcome(error.status, {"error": error.message}, error.headers, http_date(int(time.time())))
+    """Return an error as an answer. Who was told in one moment to come back does not come in one moment."""
+    headers = {name: str(random.randint(int(value), int(value) * 3 // 2)) if name == "Retry-After" else value
+               for name, value in error.headers.items()}
+    return Outcome(error.status, {"error": error.message}, headers, http_date(int(time.time())))
 
 
 # As RFC 9110, section 5.6.7, wants it; the answers of a second share it.
@@ -1309,7 +1331,8 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
     if name not in API:
         shown = json.dumps(request.path[:80])
         raise ApiError(404, f"there is no {shown} here, but "
-                       + ", ".join(f"{one[0]} /api/{api}" for api, one in API.items()))
+                       + ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
+                       + ": GET / says more")
     method, function, takes = API[name]
     allowed = [method, "HEAD"] if method == "GET" else [method]
     if request.method not in allowed:
@@ -1330,7 +1353,12 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
 def api_name(path: str) -> str:
     """Return what a path asks for. The plug-in puts /api/ behind an address that may end in a slash."""
     path = path[1:] if path.startswith("//") else path
-    return path[len("/api/"):] if path.startswith("/api/") else "-"
+    return path[len("/api/"):] if path.startswith("/api/") else "index" if path == "/" else "-"
+
+
+def path_of(name: str) -> str:
+    """Return the path of an API."""
+    return "/" if name == "index" else f"/api/{name}"
 
 
 def refuse_web_pages(request: Request) -> None:
@@ -1402,6 +1430,15 @@ def valid_user_id(text: object) -> str:
     return user_id
 
 
+def index(server: Server, asked: Asked) -> Said | None:
+    """Say what there is here, and what each API takes."""
+    return {"name": "SQLFlow Playground Server", "version": __version__, "apis": [
+        {"method": method, "path": path_of(name), "takes": dict.fromkeys(takes, USER_ID_RULE),
+         "does": (function.__doc__ or "").partition("\n")[0]}
+        for name, (method, function, takes) in API.items()],
+        "guides": "docs/ in this server's repository: user.md, frontend.md, maintainer.md, openapi.yaml"}
+
+
 def create_db(server: Server, asked: Asked, user_id: str) -> Said | None:
     """Answer with the user's database, made if there is none, once it takes queries."""
     return server.cluster.create(user_id, asked.client, asked.started, asked.late)
@@ -1447,6 +1484,7 @@ def tell_metrics(server: Server, asked: Asked) -> Said | None:
 
 
 API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
+    "index": ("GET", index, ()),
     "create_db": ("POST", create_db, ("user_id",)),
     "heart_beat": ("GET", heart_beat, ("user_id",)),
     "delete_db": ("POST", delete_db, ("user_id",)),
@@ -1524,6 +1562,8 @@ class Cluster:
         # Why each kind is not being watched and the template was not found good, of REASONS; empty if it is.
         self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
         self.unknown = set(self.troubles)  # Those that never were good so far.
+        self.template_trouble = ""  # When it was checked last, of REASONS.
+        self.is_new, self.lost_for = True, set[str]()  # Troubles told of since the cluster was last good.
         self.versions = dict.fromkeys(KINDS, 0)  # As far as each watch has told.
         self.unseen: dict[str, set[str]] = {}  # By kind, what a listing has not shown yet.
         self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
@@ -1921,7 +1961,7 @@ class Cluster:
             try:
                 if wanted:
                     printed = self.kubectl(verb, "-f", "-", "--validate=false", "-o", "json",
-                                           reason=f"{verb} {len(wanted)} objects for {len(orders)}",
+                                           reason=f"{verb} {len(wanted)} objects for {whose(orders)}",
                                            stdin=listed([item for _, item in wanted]),
                                            hide=passwords_in(wanted))
             except KubectlError as error:
@@ -2436,7 +2476,7 @@ class Cluster:
                     version = ""
                 elif error.reason != "cut":
                     troubled = True
-                    self.loop.post(functools.partial(self.report, kind, error.reason))
+                    self.loop.post(functools.partial(self.report, kind, error.reason, error.words))
             except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
                 log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
                 version = ""
@@ -2514,8 +2554,8 @@ class Cluster:
             seen = database.objects.get(kind) if database else None
         return seen.version if seen else -1
 
-    def report(self, what: str, trouble: str) -> None:
-        """Note how a kind's watch or the template's check goes; log when the cluster is lost or known."""
+    def report(self, what: str, trouble: str, words: str = "") -> None:
+        """Note how a kind's watch or the template's check goes; log when the cluster is lost, and back."""
         before = self.trouble(self.troubles)
         if not trouble and what in self.unknown:
             self.unknown.discard(what)
@@ -2525,10 +2565,20 @@ class Cluster:
         self.troubles[what] = trouble
         after = self.trouble(self.troubles)
         self.changed.update(dict.fromkeys(self.waiting))
-        if after != before and after:
-            log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1]))
-        elif after != before:
-            log.info(logfmt("cluster", outcome="known", databases=len(self.databases), users=len(self.users)))
+        self.kubectl.lost = after not in ("", "starting")
+        if self.kubectl.lost and after not in self.lost_for:  # One that comes again and again is told once.
+            self.lost_for.add(after)
+            log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1],
+                               remedy=LOST_REMEDY, **({"said": words} if words else {})))
+        elif not after and before:
+            self.lost_for.clear()
+            fields = {"databases": len(self.databases), "users": len(self.users)}
+            if self.is_new:
+                self.is_new = False
+                log.info(logfmt("ready", address=self.loop.url(), **fields))
+            else:
+                log.info(logfmt("cluster", outcome="back", **fields,
+                                remedy="nothing is to be done: what was asked meanwhile is asked again"))
 
     def check_template(self) -> None:
         """Have the API server validate the template once: when databases are made it does not, for speed."""
@@ -2539,12 +2589,14 @@ class Cluster:
             reason = result.reason if isinstance(result, KubectlError) else ""
             if reason and reason not in TOLERATED:
                 log.error(logfmt("template", path=self.template.path, error=result))
-                pause = WATCH_SECONDS if reason == "invalid" else WATCH_PAUSES_SECONDS[1]
+                again = reason in ("invalid", self.template_trouble)  # No line comes by the second.
+                pause = WATCH_SECONDS if again else WATCH_PAUSES_SECONDS[1]
                 self.loop.call_at(self.clock() + pause, self.check_template)
+            self.template_trouble = reason
             troubles = {"invalid": "template", "not found": "not found", "ending": "ending"}
             self.report("template", troubles.get(reason, ""))
         self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
-                                             reason="check the template",
+                                             reason="check the template, in a dry run",
                                              stdin=manifest), checked)
 
     def check_quota(self) -> None:
@@ -2773,7 +2825,17 @@ class Group:
             self.leave()
 
 
+LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
+               "answered, and it tries again every few seconds")
 TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
+
+
+def whose(orders: list[Order]) -> str:
+    """Say for the log whom orders are for."""
+    users = [order.user.slug for order in orders if order.user]
+    spares, more = len(orders) - len(users), len(users) - 5
+    return ", ".join([*users[:5], *([f"{more} more users"] if more > 0 else []),
+                      *([f"{spares} spares"] if spares else [])])
 
 
 def check_owner(lease: Lease, user_id: str, client: str) -> None:
@@ -3143,6 +3205,7 @@ class Kubectl:
         self.lock = threading.Lock()
         self.running: dict[int, subprocess.Popen[bytes]] = {}  # By process id.
         self.stopped = False
+        self.lost = False  # The cluster, which has a line of the log of its own: see Cluster.report.
         self.post: Callable[[Step], object] = lambda step: step()  # Server.post, once there is a loop.
 
     def __call__(self, *arguments: str, reason: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS,
@@ -3204,7 +3267,10 @@ class Kubectl:
         self.post(lambda: metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome))
         if not self.stopped:
             expected = outcome in ("ok", "exists", "not found", "conflict", "cut")
-            log.log(logging.INFO if expected else logging.WARNING, logfmt(
+            # Cluster.report tells how it goes with those that observe, and that the cluster is lost.
+            told = (reason.startswith(("watch ", "list ", "see whether "))
+                    or self.lost and outcome in ("unreachable", "timeout"))
+            log.log(logging.DEBUG if told else logging.INFO if expected else logging.WARNING, logfmt(
                 "kubectl", verb=verb, reason=reason, outcome=outcome, ms=taken * 1000,
                 **({"said": said} if said else {})))
         if outcome != "ok":
@@ -3552,18 +3618,24 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
 
 
 def logfmt(event: str, **fields: object) -> str:
-    """Format an event and key=value pairs for the log; what is not plain as JSON, lest it forge a line."""
+    """Format an event and key=value pairs, or JSON (LogQueue.json), for the log.
+
+    What is not plain is JSON in either format, lest it forge a line.
+    """
     def quote(value: object) -> str:
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
         plain = PLAIN.fullmatch(text) and "=" not in text
         return text if plain else json.dumps(text).replace("\x7f", "\\u007f")
-    return " ".join([event, *(f"{key}={quote(value)}" for key, value in fields.items())])
+    if LogQueue.json:
+        return json.dumps({"event": event, **{key: round(value, 1) if isinstance(value, float) else value
+                                              for key, value in fields.items()}}, default=str)
+    return " ".join([f"event={event}", *(f"{key}={quote(value)}" for key, value in fields.items())])
 
 
 class LogQueue(logging.Handler):
     """Has a thread write the log: a file that nobody reads fills the queue, and keeps nobody waiting."""
 
-    dropped = 0  # By all of this process, of which there is one.
+    dropped, json = 0, False  # Of all of this process, of which there is one.
 
     def __init__(self, file: int) -> None:
         super().__init__()
@@ -3578,10 +3650,15 @@ class LogQueue(logging.Handler):
         if len(self.lines) >= MAX_LOG_LINES:
             LogQueue.dropped += 1
         else:
-            self.lines.append(f"time={rfc3339(int(record.created))} level={record.levelname} "
-                              f"event={record.getMessage()}\n")
+            self.lines.append(self.line(int(record.created), record.levelname, record.getMessage()))
             if not self.wanted.is_set():
                 self.wanted.set()
+
+    def line(self, seconds: int, level: str, event: str) -> str:
+        """Return a line of the log for what `logfmt` has formatted."""
+        if self.json:
+            return f'{{"time": "{rfc3339(seconds)}", "level": "{level}", {event[1:]}\n'
+        return f"time={rfc3339(seconds)} level={level} {event}\n"
 
     def write(self) -> NoReturn:
         """Write what is queued, as a thread, and afterwards how much was not."""
@@ -3593,9 +3670,9 @@ class LogQueue(logging.Handler):
             while self.lines:
                 lines = [self.lines.popleft() for _ in range(min(len(self.lines), 100))]
                 if LogQueue.dropped > told:
-                    told, now = LogQueue.dropped, rfc3339(int(time.time()))
-                    lines.append(f"time={now} level=WARNING event=log dropped={told} "
-                                 'reason="nobody read the log in time"\n')
+                    told = LogQueue.dropped
+                    lines.append(self.line(int(time.time()), "WARNING", logfmt(
+                        "log", dropped=told, reason="nobody read the log in time")))
                 data = "".join(lines).encode("utf-8", "backslashreplace")
                 with contextlib.suppress(OSError):  # Nobody reads it any more.
                     while data:
@@ -3780,6 +3857,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
            shown="1; 0 if the template is made for its user", type=limit)
     option("ready_file", "", "file that is made once the cluster is known, for a readiness probe",
            shown="none")
+    option("log_level", "info", "what the log tells: debug has every kubectl's end, warning trouble only",
+           choices=["debug", "info", "warning", "error"], type=str.lower)
+    option("log_format", "logfmt", "a log of key=value pairs, or one JSON object a line",
+           choices=["logfmt", "json"])
     parser.add_argument("--check", action="store_true",
                         help="try all that the server needs, print a line for each, and exit with 0 or 1")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -3989,7 +4070,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Start, serve and end as the options say; return the exit status of a check. Raises Refusal."""
+    if not yaml:
+        raise Refusal("this Python has no PyYAML", "python3 -m pip install PyYAML, in a virtual environment, "
+                      "or on Debian apt-get install python3-yaml")
     if options.check:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As others that print for head and grep.
         return check(options)
     template, tls_files = find_template(options), find_tls_files(options)
     settings = settings_of(options, template)
@@ -4006,8 +4091,8 @@ def run(options: argparse.Namespace) -> int:
                      "name a file in a folder that this server may write"):
             open(options.ready_file, "w", encoding="utf-8").close()
             os.remove(options.ready_file)  # A server before this one may have left it.
-    lines = LogQueue(sys.stderr.fileno())
-    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    lines, LogQueue.json = LogQueue(sys.stderr.fileno()), options.log_format == "json"
+    logging.basicConfig(level=options.log_level.upper(), handlers=[lines])
     # No line shows these, which take as long to find out as to write (the logging HOWTO's Optimization).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -4016,8 +4101,11 @@ def run(options: argparse.Namespace) -> int:
         server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client,
                         options.ready_file)
     except (OSError, OverflowError) as error:
-        raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})",
-                      "name an address of this machine and a free port") from error
+        remedies = {errno.EADDRINUSE: "name a free --port, or end what listens there: ss -ltnp shows it",
+                    errno.EACCES: "name a --port from 1024 on, or give this server the right to lower ones: "
+                    "under systemd with AmbientCapabilities=CAP_NET_BIND_SERVICE"}
+        raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})", remedies.get(
+            getattr(error, "errno", 0), "name an address of this machine and a port up to 65535")) from error
     signal.set_wakeup_fd(server.bell.fileno(), warn_on_full_buffer=False)  # Or the loop would not hear of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end(server))

@@ -65,7 +65,7 @@ def set_up() -> None:
     unittest.addModuleCleanup(done.set)
 
 
-tear_down = unittest.doModuleCleanups  # As tearDownModule: pytest leaves that to us.
+tear_down = unittest.case.doModuleCleanups  # As tearDownModule: pytest leaves that to us.
 
 
 def make_folder() -> None:
@@ -232,17 +232,18 @@ class Running:
         command = [sys.executable, *python, *program, "--host=127.0.0.1", "--port=0",
                    f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
                    f"--server_crt={store}/server/server.crt", f"--namespace={namespace}",
-                   f"--kubectl={KUBECTL}", *options]
+                   f"--kubectl={KUBECTL}", "--log_level=debug", *options]
         environment = {**os.environ, "TMPDIR": path("tmp"),
                        "KUBECONFIG": kubeconfig or KUBECONFIG or path("dead.kubeconfig")}
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=folder, env=environment)
         servers.add(self.process.pid)
-        self.wait_for(lambda: self.lines("event=start ") or self.process.poll() is not None, "it starts")
-        started = self.lines("event=start ")
+        start = re.compile(r'event"?[:=] ?"?start\b')
+        self.wait_for(lambda: start.search(self.log()) or self.process.poll() is not None, "it starts")
+        started = [line for line in self.log().splitlines() if start.search(line)]
         if not started:
             raise AssertionError(f"the server ended: {self.log()}")
-        self.port = int(re.findall(r"port=(\d+)", started[0])[0])
+        self.port = int(re.findall(r'port"?[:=] ?(\d+)', started[0])[0])
 
     def __enter__(self) -> Running:
         return self
@@ -596,7 +597,7 @@ def moved(item: dict[str, Any], namespace: str) -> dict[str, Any]:
 
 def databases() -> dict[str, list[dict[str, Any]]]:
     """Return the objects that each template of a database makes, by its file's name."""
-    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "__pycache__"})
+    names = sorted(set(os.listdir(TEMPLATES)) - {"playground.yaml", "kustomization.yaml", "__pycache__"})
     for name in names:
         list(yaml.load_all(read(TEMPLATES, name), Unique))
     return {name: playground.Template(os.path.join(TEMPLATES, name)).objects_of(**playground.EXAMPLE)

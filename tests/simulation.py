@@ -664,6 +664,10 @@ class Server:
 
     # What Cluster uses.
 
+    def url(self) -> str:
+        """Return where it listens."""
+        return f"https://{self.name}"
+
     def clock(self) -> float:
         """Return its monotonic time."""
         return self.story.now + self.offset
