@@ -28,6 +28,8 @@ FIRST_PROBE_SECONDS = 0.3
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, PEACE_SECONDS = 10.0, 300.0, 600.0
 # What could not be started, or has no room, is tried again after this.
 RETRY_SECONDS = 1.0
+# Of the log's end that a container's state shows; the kubelet's is this many bytes, or 80 lines.
+MESSAGE_CHARACTERS = 2048
 # From SIGTERM to SIGKILL for all databases, when this process ends. A small MariaDB takes 50 ms.
 STOP_SECONDS = 5.0
 
@@ -190,7 +192,8 @@ class Pod(threading.Thread):
                 continue
             reason = "OOMKilled" if self.fate == "oom" else "Error" if code else "Completed"
             self.last_state = {"terminated": {
-                "exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()}}
+                "exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now(),
+                **({"message": self.last_words()} if runs and code else {})}}
             policy = self.item["spec"]["restartPolicy"]
             if self.stopping or policy == "Never" or policy == "OnFailure" and not code:
                 self.report(self.last_state, phase="Failed" if code else "Succeeded")
@@ -201,6 +204,13 @@ class Pod(threading.Thread):
             else:
                 self.report(self.last_state)
             pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LAST_PAUSE_SECONDS)
+
+    def last_words(self) -> str:
+        """Return the end of its container's log, which the kubelet shows if it is told to."""
+        if self.spec["terminationMessagePolicy"] != "FallbackToLogsOnError":
+            return ""
+        with open(self.node.log_path(self.item, self.spec["name"]), errors="replace", encoding="utf-8") as file:
+            return file.read()[-MESSAGE_CHARACTERS:]
 
     def survives(self) -> bool:
         """Have done what was ordered for the pod as a whole; return whether it lives on."""
@@ -290,7 +300,10 @@ class Pod(threading.Thread):
         if not claim:
             raise NotYet("CreateContainerConfigError", f'persistentvolumeclaim "{name}" not found')
         self.claims.append(claim)
-        return self.node.claim_path(claim)
+        path = self.node.claim_path(claim)
+        if not os.path.exists(path):
+            os.makedirs(f"{path}/lost+found")  # As a new volume has it.
+        return path
 
     def pause(self, seconds: float) -> None:
         """Wait so long, or until the pod is to end or to be moved."""
