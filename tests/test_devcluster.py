@@ -729,6 +729,9 @@ class Pods(unittest.TestCase):
         eventually(lambda: not self.container("mysql-changed")["ready"], "it is not ready")
         pod = json.loads(self.devcluster.kubectl("get", "pod", "mysql-changed", "-o", "json"))
         self.assertIn("if root's password was changed, set it back", playground.pod_reason(pod))
+        for condition in pod["status"]["conditions"]:  # As before its first readiness probe.
+            condition["lastTransitionTime"] = pod["metadata"]["creationTimestamp"]
+        self.assertIn("is starting", playground.pod_reason(pod))
         self.assertEqual(query(address, "SELECT 1", options=("--port=3307", "--user=maintainer")), "1\n")
         self.devcluster.faults(kill_pods="mysql-changed")
         eventually(lambda: self.container("mysql-changed")["restartCount"] == 1, "it starts again")
@@ -744,13 +747,30 @@ class Pods(unittest.TestCase):
         address = self.create(listed(*map(json.dumps, items.values())), ready="mysql-large")
         query(address, "USE mysql; CREATE DATABASE d; CREATE TABLE d.t (a INT, b VARCHAR(1000)); "
                        "INSERT INTO d.t SELECT seq, REPEAT(MD5(seq), 30) FROM seq_1_to_30000")
+        sort = "SELECT b, ROW_NUMBER() OVER (ORDER BY b) FROM d.t"
         for statement, error in (("ALTER TABLE d.t ADD INDEX (b(700))", "ERROR 1878"),
-                                 ("SELECT b, ROW_NUMBER() OVER (ORDER BY b) FROM d.t", "ERROR (1114|3|1026)")):
+                                 (sort, "ERROR (1114|3|1026)")):
             with self.subTest(statement), self.assertRaises(subprocess.CalledProcessError) as caught:
                 query(address, statement)
             self.assertRegex(caught.exception.stderr, error)
         self.assertEqual(query(address, "SELECT COUNT(*) FROM d.t"), "30000\n")
         self.assertEqual(self.container("mysql-large")["restartCount"], 0)
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can bound a folder")
+    def test_full_database_stays_ready_and_has_room_again_when_a_table_is_dropped(self) -> None:
+        items = objects("mysql-full")
+        items["Pod"]["spec"]["volumes"][0]["emptyDir"] = {"medium": "Memory", "sizeLimit": "120Mi"}
+        address = self.create(listed(*map(json.dumps, items.values())), ready="mysql-full")
+        fill = "INSERT INTO d.t SELECT seq, REPEAT(MD5(seq), 30) FROM seq_1_to_100000"
+        query(address, "CREATE DATABASE d; CREATE TABLE d.t (a INT, b VARCHAR(1000)); "
+                       "INSERT INTO d.t VALUES (1, '')")
+        with self.assertRaises(subprocess.CalledProcessError) as caught:
+            query(address, f"USE d; {fill}")
+        self.assertIn("ERROR 1114", caught.exception.stderr)
+        self.assertEqual(query(address, "SELECT COUNT(*) FROM d.t; DROP TABLE d.t; CREATE TABLE d.u (a INT); "
+                                        "INSERT INTO d.u VALUES (7); SELECT a FROM d.u"), "1\n7\n")
+        container = self.container("mysql-full")
+        self.assertEqual((container["ready"], container["restartCount"]), (True, 0))
 
     @unittest.skipUnless("PLAYGROUND_TEST_CLASS" in os.environ,
                          "PLAYGROUND_TEST_CLASS, a number of users, is not set: 100 MiB each")
