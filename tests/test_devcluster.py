@@ -457,6 +457,21 @@ class Process(unittest.TestCase):
             eventually(lambda: not os.path.exists(folder), "it is cleared")
             alive.kubectl("get", "namespaces")  # The other one has left this one's folder alone.
 
+    @unittest.skipUnless(MARIADB, NO_MARIADB)
+    def test_demo_that_was_hung_up_on_or_killed_leaves_no_process_and_nothing_to_the_next_one(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for number in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):
+                demo = subprocess.Popen(["scripts/demo"], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, start_new_session=True,
+                                        env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": "0"})
+                log = f"{folder}/playground-demo-{demo.pid}-*/devcluster.log"
+                eventually(lambda log=log: glob.glob(log) and os.path.getsize(glob.glob(log)[0]), "it is up")
+                demo.send_signal(number)
+                demo.wait(PATIENCE_SECONDS)
+                eventually(lambda: not processes(glob.escape(folder)), "its processes have ended")
+                left = [name for name in os.listdir(folder) if name.startswith("playground-demo-")]
+                self.assertEqual(len(left), number == signal.SIGKILL, left)
+
     def test_state_that_was_given_is_kept_and_used_again(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(2):
@@ -706,7 +721,8 @@ class Pods(unittest.TestCase):
         query(address, "SET GLOBAL max_connections=10")  # The least.
         busy = [subprocess.Popen(["mariadb", "--no-defaults", f"--host={address}", "--user=root",
                                   "--execute=SELECT SLEEP(60)"], stdout=subprocess.DEVNULL,
-                                 env={**os.environ, "MYSQL_PWD": "secret-word"}) for _ in range(11)]
+                                 stderr=subprocess.DEVNULL, env={**os.environ, "MYSQL_PWD": "secret-word"})
+                for _ in range(14)]  # 11 can be, the last of them since root may.
         for process in busy:
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)
