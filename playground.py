@@ -2970,6 +2970,13 @@ def pod_reason(pod: dict[str, Any]) -> str:
     if reason:
         return (f"the database is not ready, since its container does not start ({reason}): its maintainer "
                 "finds why with kubectl describe")
+    # Before its first readiness probe a container is started and not ready, too, but not since its start.
+    since = next((one.get("lastTransitionTime") or "" for one in conditions if one["type"] == "Ready"), "")
+    if any(container.get("started") and not container.get("ready")
+           and since > ((container.get("state") or {}).get("running") or {}).get("startedAt", since)
+           for container in status.get("containerStatuses") or ()):
+        return ("the database runs, but does not take the password of its data source, or does not answer: "
+                "if root's password was changed, set it back; else its maintainer must see to it")
     return "the database is starting: ask again, its creation goes on"
 
 

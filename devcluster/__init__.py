@@ -59,5 +59,6 @@ service accounts, endpoints, owners, finalizers, managedFields, annotations for 
 server-side apply. Objects end with the process. Only what would be nonsense in a name, a label, a Lease, a
 Service or a Pod is Invalid. A claim is bound from the start, to a folder that goes with it at once. Fields
 whose shape is * are taken as they come; OpenAPI has no descriptions for `kubectl explain`. A pod has no
-token, runs one container and no init containers, and has no limits of memory, CPU or disk.
+token, runs one container and no init containers, and has no limits of memory, CPU or disk, but for that of an
+emptyDir in memory, which root alone can mount.
 """

@@ -55,7 +55,8 @@ def main() -> int:
         state = state or tempfile.mkdtemp(prefix=PREFIX)
         os.makedirs(state, exist_ok=True)
         take(state)
-        shutil.rmtree(f"{state}/pods", ignore_errors=True)
+        for name in ("pods", "installed"):  # MariaDB may be another one by now.
+            shutil.rmtree(f"{state}/{name}", ignore_errors=True)
         addresses = Range()
         store = Store(str(addresses.services))
         node = Node(store, state, options.hollow, addresses)

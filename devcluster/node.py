@@ -28,8 +28,14 @@ FIRST_PROBE_SECONDS = 0.3
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, PEACE_SECONDS = 10.0, 300.0, 600.0
 # What could not be started, or has no room, is tried again after this.
 RETRY_SECONDS = 1.0
+# Of the log's end that a container's state shows; the kubelet's is this many bytes, or 80 lines.
+MESSAGE_CHARACTERS = 2048
 # From SIGTERM to SIGKILL for all databases, when this process ends. A small MariaDB takes 50 ms.
 STOP_SECONDS = 5.0
+
+# So many containers a core start at once, each for no longer than this: one machine has fewer cores than a
+# cluster, and the probes of 50 that start together would take more than MariaDB.
+STARTING_A_CORE, STARTING_SECONDS = 8, 10.0
 
 KILLED = 128 + 9  # The exit code of a process that SIGKILL ended.
 
@@ -45,6 +51,7 @@ class Node:
             "for databases that run: apt-get install mariadb-server-core mariadb-client-core, and start anew"
         self.pods: dict[str, Pod] = {}
         self.never_ready, self.room = "", float("inf")
+        self.starting = threading.Semaphore(STARTING_A_CORE * (os.cpu_count() or 1))
 
     def react(self, change: Change) -> None:
         """Start a pod that is new, and end one that is to go."""
@@ -190,7 +197,8 @@ class Pod(threading.Thread):
                 continue
             reason = "OOMKilled" if self.fate == "oom" else "Error" if code else "Completed"
             self.last_state = {"terminated": {
-                "exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now()}}
+                "exitCode": code, "reason": reason, "startedAt": started, "finishedAt": now(),
+                **({"message": self.last_words()} if runs and code else {})}}
             policy = self.item["spec"]["restartPolicy"]
             if self.stopping or policy == "Never" or policy == "OnFailure" and not code:
                 self.report(self.last_state, phase="Failed" if code else "Succeeded")
@@ -201,6 +209,14 @@ class Pod(threading.Thread):
             else:
                 self.report(self.last_state)
             pause = min(max(2 * pause, FIRST_PAUSE_SECONDS), LAST_PAUSE_SECONDS)
+
+    def last_words(self) -> str:
+        """Return the end of its container's log, which the kubelet shows if it is told to."""
+        if self.spec["terminationMessagePolicy"] != "FallbackToLogsOnError":
+            return ""
+        path = self.node.log_path(self.item, self.spec["name"])
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()[-MESSAGE_CHARACTERS:]
 
     def survives(self) -> bool:
         """Have done what was ordered for the pod as a whole; return whether it lives on."""
@@ -240,18 +256,23 @@ class Pod(threading.Thread):
         namespace = self.item["metadata"]["namespace"]
         container = Container(self.item, self.spec, self.address, self.folder, self.node.path,
                               lambda plural, name: self.store.find(plural, namespace, name), self.claim)
-        with open(self.node.log_path(self.item, self.spec["name"]), "ab") as log:
+        while not (granted := self.node.starting.acquire(timeout=0.1)) and not self.stopping:
+            pass
+        path = self.node.log_path(self.item, self.spec["name"])
+        with open(path, "ab") as log, contextlib.ExitStack() as turn:
+            if granted:
+                turn.callback(self.node.starting.release)
             try:
                 container.start(log)
             except OSError as error:
                 raise NotYet("RunContainerError", str(error)) from None
             self.container, self.runs = container, self.runs + 1
             self.record("Normal", "Started", f"Started container {self.spec['name']}")
-            self.watch(container)
+            self.watch(container, turn)
             return container.stop(min(self.item["spec"]["terminationGracePeriodSeconds"], STOP_SECONDS))
 
-    def watch(self, container: Container) -> None:
-        """Run the container's probes until its process ends, or has to."""
+    def watch(self, container: Container, turn: contextlib.ExitStack) -> None:
+        """Run the container's probes until its process ends, or has to; its turn to start ends before."""
         probes = {name: self.spec[f"{name}Probe"] for name in ("startup", "readiness", "liveness")
                   if f"{name}Probe" in self.spec}
         begun, running = time.monotonic(), {"running": {"startedAt": now()}}
@@ -261,6 +282,8 @@ class Pod(threading.Thread):
         self.started = "startup" not in probes
         self.report(running)
         while not (container.exited() or self.stopping or self.fate):
+            if self.started or time.monotonic() > begun + STARTING_SECONDS:
+                turn.close()
             for name in list(probes) if self.started else ["startup"]:
                 if time.monotonic() < due[name]:
                     continue
@@ -290,7 +313,10 @@ class Pod(threading.Thread):
         if not claim:
             raise NotYet("CreateContainerConfigError", f'persistentvolumeclaim "{name}" not found')
         self.claims.append(claim)
-        return self.node.claim_path(claim)
+        path = self.node.claim_path(claim)
+        if not os.path.exists(path):
+            os.makedirs(f"{path}/lost+found")  # As a new volume has it.
+        return path
 
     def pause(self, seconds: float) -> None:
         """Wait so long, or until the pod is to end or to be moved."""

@@ -193,6 +193,30 @@ class Objects(unittest.TestCase):
                             ("persistentvolumeclaims", users)):
             self.assertGreaterEqual(int(hard[kind]), least, kind)
 
+    def test_databases_agree_on_ways_in_and_on_how_long_they_wait(self) -> None:
+        wanted = {"extra-port": 3307, "extra-max-connections": 3, "tcp-keepalive-time": 300,
+                  "tcp-keepalive-interval": 30, "tcp-keepalive-probes": 4, "ignore-db-dirs": "lost+found",
+                  "init-file": "/run/mysqld/init.sql", "max-connections": 50, **dict.fromkeys(
+                      ("net-read-timeout", "net-write-timeout", "wait-timeout", "interactive-timeout"),
+                      playground.parse_arguments([]).idle_timeout)}
+        for name, items in databases().items():
+            pod = next(item["spec"] for item in items if item["kind"] == "Pod")
+            container, mebi = pod["containers"][0], 2**20
+            options = dict(re.findall(r"--([a-z-]+)=(\S+)", " ".join(container["args"])))
+            for option, value in wanted.items():
+                with self.subTest(name, option=option):
+                    self.assertEqual(options.get(option), str(value).replace(".0", ""))
+            with self.subTest(name):
+                self.assertEqual(container["terminationMessagePolicy"], "FallbackToLogsOnError")
+                for probe in ("startupProbe", "readinessProbe"):
+                    self.assertIn("--port=3307", container[probe]["exec"]["command"][-1])
+                (tmp,) = (one["emptyDir"] for one in pod["volumes"] if one["name"] == "tmp")
+                self.assertEqual(tmp["medium"], "Memory")
+                self.assertLess(number(options["tmp-disk-table-size"] + "i"), number(tmp["sizeLimit"]))
+                # 100 MiB are MariaDB's own, and a large packet is held twice.
+                self.assertLess(number(tmp["sizeLimit"]) + (100 + 2 * 64) * mebi,
+                                number(container["resources"]["limits"]["memory"]))
+
     def test_server_has_the_time_to_end_before_it_is_killed(self) -> None:
         pod = applied_once()["Deployment"]["spec"]["template"]["spec"]
         command, wait = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -413,8 +437,8 @@ class Pods(unittest.TestCase):
         def run(command: list[str], **variables: str) -> int:
             environment = {"PATH": f"{path('image')}:{os.environ['PATH']}", "MARIADB_ROOT_PASSWORD": "p",
                            "EXPECTED": " ".join(container["args"]), "DATA": data, **variables}
-            return subprocess.run([word.replace("/var/lib/mysql", data) for word in command],
-                                  env=environment).returncode
+            return subprocess.run([word.replace("/var/lib/mysql", data).replace("/run/mysqld", f"{data}/..")
+                                   for word in command[:4]] + command[4:], env=environment).returncode
 
         def start(**variables: str) -> list[str]:
             self.assertEqual(run(container["command"] + container["args"], **variables), 0)
@@ -447,7 +471,7 @@ class Pods(unittest.TestCase):
             """Return a command of the container with this machine's paths and a port that is free."""
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             text = re.sub(rf"({'|'.join(mounts)})\b", lambda match: f"{folder}/{mounts[match[1]]}", text)
-            text = text.replace("/datasets/", f"{folder}/datasets/")
+            text = text.replace("/datasets/", f"{folder}/datasets/").replace("3307", str(port + 1))
             text = text.replace("--protocol=tcp ", f"--protocol=tcp --port={port} ")
             return text.replace("mysqld --no-defaults",
                                 f"mysqld --no-defaults --bind-address=127.0.0.1 --port={port}")

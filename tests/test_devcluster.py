@@ -457,6 +457,21 @@ class Process(unittest.TestCase):
             eventually(lambda: not os.path.exists(folder), "it is cleared")
             alive.kubectl("get", "namespaces")  # The other one has left this one's folder alone.
 
+    @unittest.skipUnless(MARIADB, NO_MARIADB)
+    def test_demo_that_was_hung_up_on_or_killed_leaves_no_process_and_nothing_to_the_next_one(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for number in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):
+                demo = subprocess.Popen(["scripts/demo"], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL, start_new_session=True,
+                                        env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": "0"})
+                log = f"{folder}/playground-demo-{demo.pid}-*/devcluster.log"
+                eventually(lambda log=log: glob.glob(log) and os.path.getsize(glob.glob(log)[0]), "it is up")
+                demo.send_signal(number)
+                demo.wait(PATIENCE_SECONDS)
+                eventually(lambda: not processes(glob.escape(folder)), "its processes have ended")
+                left = [name for name in os.listdir(folder) if name.startswith("playground-demo-")]
+                self.assertEqual(len(left), number == signal.SIGKILL, left)
+
     def test_state_that_was_given_is_kept_and_used_again(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(2):
@@ -565,10 +580,10 @@ class Database(unittest.TestCase):
                 "get", "pod,secret", was["metadata"]["name"], "--ignore-not-found"), "the old one is removed")
 
 
-def query(address: str, sql: str, password: str = "secret-word") -> str:
+def query(address: str, sql: str, password: str = "secret-word", options: tuple[str, ...] = ()) -> str:
     """Return what a database answers, a line a row."""
     command = ["mariadb", "--no-defaults", f"--host={address}", "--user=root", "--skip-column-names",
-               "--default-character-set=utf8mb4", f"--execute={sql}"]
+               "--default-character-set=utf8mb4", f"--execute={sql}", *options]
     return subprocess.run(command, capture_output=True, encoding="utf-8", check=True,
                           env={**os.environ, "MYSQL_PWD": password}).stdout
 
@@ -578,6 +593,8 @@ def bare(name: str, *more: dict[str, Any], **changes: Any) -> str:
     items = objects(name)
     spec = items["Pod"]["spec"]
     spec["containers"][0].update({key: value for key, value in changes.items() if key != "sample_data"})
+    if changes.get("command", items) is None:  # Its command writes what --init-file names.
+        spec["containers"][0]["args"].remove("--init-file=/run/mysqld/init.sql")
     if "sample_data" in changes:
         spec["volumes"][-1]["configMap"]["name"] = changes["sample_data"]
     return listed(*map(json.dumps, (*more, *items.values())))
@@ -666,9 +683,135 @@ class Pods(unittest.TestCase):
         self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-cut", "--timeout=60s")
         self.assertEqual(self.container("mysql-cut")["lastState"]["terminated"]["exitCode"], 137)
 
+    def test_first_start_killed_at_any_moment_ends_in_a_whole_database(self) -> None:
+        sql = "CREATE DATABASE {0}; SELECT SLEEP(0.2); CREATE TABLE {0}.t SELECT 7 a; SELECT SLEEP(0.2)"
+        files = config_map("steps", **{f"{name}__sql": sql.format(name) for name in "abc"})
+        self.create(json.dumps(files))
+        for kind, template in (("bare", "mysql.yaml"), ("claim", "mysql-persistent.yaml")):
+            names = [f"mysql-{kind}{number}" for number in range(12)]
+            items = [item for name in names for item in objects(name, template).values()]
+            for item in items:
+                if item["kind"] == "Pod":
+                    item["spec"]["volumes"][-1]["configMap"]["name"] = "steps"
+            self.create(listed(*map(json.dumps, items)))
+            self.addCleanup(self.devcluster.kubectl, "delete", "pod", *names, "--wait=false")
+            for name in names:  # One after the other, so that each is met at another step.
+                self.devcluster.faults(kill_pods=name)
+                time.sleep(0.2)
+            self.devcluster.kubectl("wait", "--for=condition=Ready", *(f"pod/{name}" for name in names),
+                                    "--timeout=100s")
+            for name in names:
+                with self.subTest(name):
+                    self.assertEqual(self.container(name)["lastState"]["terminated"]["exitCode"], 137)
+                    rows = query(self.status(name)["podIP"], "SELECT * FROM a.t, b.t, c.t; SHOW DATABASES")
+                    self.assertEqual(rows.split()[:3], ["7", "7", "7"])
+                    self.assertNotIn("lost+found", rows)
+
+    def test_wrong_sample_data_never_gets_ready_and_the_pods_state_names_the_file(self) -> None:
+        files = config_map("wrong", a__sql="CREATE DATABASE first", b__sql="no sense")
+        self.create(bare("mysql-data", files, sample_data="wrong"))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-data", "--wait=false")
+        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "it backs off")
+        container = self.container("mysql-data")
+        self.assertFalse(container["ready"] or container["started"])
+        self.assertRegex(container["lastState"]["terminated"]["message"], r"(?s)b\.sql\n.{,80}ERROR 1064")
+
+    def test_probes_and_maintainer_get_in_when_all_connections_are_taken(self) -> None:
+        address = self.create(bare("mysql-taken"), ready="mysql-taken")
+        query(address, "SET GLOBAL max_connections=10")  # The least.
+        busy = [subprocess.Popen(["mariadb", "--no-defaults", f"--host={address}", "--user=root",
+                                  "--execute=SELECT SLEEP(60)"], stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL, env={**os.environ, "MYSQL_PWD": "secret-word"})
+                for _ in range(14)]  # 11 can be, the last of them since root may.
+        for process in busy:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+
+        def taken() -> bool:
+            try:
+                query(address, "SELECT 1")
+            except subprocess.CalledProcessError as error:
+                return "Too many connections" in error.stderr
+            return False
+        eventually(taken, "all are taken")
+        for user in ("root", "maintainer"):
+            self.assertEqual(query(address, "SELECT 1", options=("--port=3307", f"--user={user}")), "1\n")
+
+    def test_changed_password_is_told_the_maintainer_gets_in_and_a_restart_sets_it_back(self) -> None:
+        probe = {**objects()["Pod"]["spec"]["containers"][0]["readinessProbe"], "periodSeconds": 1,
+                 "failureThreshold": 1}
+        address = self.create(bare("mysql-changed", readinessProbe=probe), ready="mysql-changed")
+        query(address, "SET PASSWORD FOR root@'%' = PASSWORD('mine'); CREATE DATABASE mine")
+        eventually(lambda: not self.container("mysql-changed")["ready"], "it is not ready")
+        pod = json.loads(self.devcluster.kubectl("get", "pod", "mysql-changed", "-o", "json"))
+        self.assertIn("if root's password was changed, set it back", playground.pod_reason(pod))
+        for condition in pod["status"]["conditions"]:  # As before its first readiness probe.
+            condition["lastTransitionTime"] = pod["metadata"]["creationTimestamp"]
+        self.assertIn("is starting", playground.pod_reason(pod))
+        self.assertEqual(query(address, "SELECT 1", options=("--port=3307", "--user=maintainer")), "1\n")
+        self.devcluster.faults(kill_pods="mysql-changed")
+        eventually(lambda: self.container("mysql-changed")["restartCount"] == 1, "it starts again")
+        self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-changed", "--timeout=60s")
+        self.assertIn("mine", query(address, "SHOW DATABASES"))
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can bound a folder")
+    def test_sort_and_alter_that_need_more_than_tmp_fail_and_the_database_lives(self) -> None:
+        items = objects("mysql-large")
+        (tmp,) = (one for one in items["Pod"]["spec"]["volumes"] if one["name"] == "tmp")
+        self.assertEqual(tmp["emptyDir"]["medium"], "Memory")
+        tmp["emptyDir"]["sizeLimit"] = "16Mi"
+        address = self.create(listed(*map(json.dumps, items.values())), ready="mysql-large")
+        query(address, "USE mysql; CREATE DATABASE d; CREATE TABLE d.t (a INT, b VARCHAR(1000)); "
+                       "INSERT INTO d.t SELECT seq, REPEAT(MD5(seq), 30) FROM seq_1_to_30000")
+        sort = "SELECT b, ROW_NUMBER() OVER (ORDER BY b) FROM d.t"
+        for statement, error in (("ALTER TABLE d.t ADD INDEX (b(700))", "ERROR 1878"),
+                                 (sort, "ERROR (1114|3|1026)")):
+            with self.subTest(statement), self.assertRaises(subprocess.CalledProcessError) as caught:
+                query(address, statement)
+            self.assertRegex(caught.exception.stderr, error)
+        self.assertEqual(query(address, "SELECT COUNT(*) FROM d.t"), "30000\n")
+        self.assertEqual(self.container("mysql-large")["restartCount"], 0)
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can bound a folder")
+    def test_full_database_stays_ready_and_has_room_again_when_a_table_is_dropped(self) -> None:
+        items = objects("mysql-full")
+        items["Pod"]["spec"]["volumes"][0]["emptyDir"] = {"medium": "Memory", "sizeLimit": "120Mi"}
+        address = self.create(listed(*map(json.dumps, items.values())), ready="mysql-full")
+        fill = "INSERT INTO d.t SELECT seq, REPEAT(MD5(seq), 30) FROM seq_1_to_100000"
+        query(address, "CREATE DATABASE d; CREATE TABLE d.t (a INT, b VARCHAR(1000)); "
+                       "INSERT INTO d.t VALUES (1, '')")
+        with self.assertRaises(subprocess.CalledProcessError) as caught:
+            query(address, f"USE d; {fill}")
+        self.assertIn("ERROR 1114", caught.exception.stderr)
+        self.assertEqual(query(address, "SELECT COUNT(*) FROM d.t; DROP TABLE d.t; CREATE TABLE d.u (a INT); "
+                                        "INSERT INTO d.u VALUES (7); SELECT a FROM d.u"), "1\n7\n")
+        container = self.container("mysql-full")
+        self.assertEqual((container["ready"], container["restartCount"]), (True, 0))
+
+    @unittest.skipUnless("PLAYGROUND_TEST_CLASS" in os.environ,
+                         "PLAYGROUND_TEST_CLASS, a number of users, is not set: 100 MiB each")
+    def test_class_that_asks_at_once_is_served_at_the_first_try_without_a_restart(self) -> None:
+        users = [f"pupil{number}" for number in range(int(os.environ["PLAYGROUND_TEST_CLASS"]))]
+        spares = os.environ.get("PLAYGROUND_TEST_SPARES", "0")
+        with Running("--namespace=default", f"--spare_databases={spares}",
+                     kubeconfig=self.devcluster.kubeconfig).known() as server, ThreadPoolExecutor(60) as pool:
+            eventually(lambda: server.call("alice", "status")[1]["spares_ready"] == int(spares), "all spares")
+            began = time.monotonic()
+            answers = list(pool.map(lambda user: (*server.call("alice", "create_db", user)[:2],
+                                                  time.monotonic() - began), users))
+            print(f"{len(users)} users: {sorted(round(took, 1) for *_, took in answers)}")
+            self.assertEqual([answer for answer in answers if answer[0] != 200], [])
+            for _, answer, _ in answers:
+                password, address = re.findall(r"root:(.*)@tcp\((.*):3306", answer["data_source"])[0]
+                self.assertEqual(query(address, "SELECT 7", password), "7\n")
+            restarts = self.devcluster.kubectl(
+                "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
+            self.assertEqual(set(restarts.split()), {"0"})
+
     def test_command_of_the_template_runs_with_its_paths_and_may_run_the_images_entry_script(self) -> None:
         text = bare("mysql-command", command=["sh", "-c"], args=[
-            'echo "before $0" >/var/lib/mysql/mark; exec docker-entrypoint.sh mariadbd --max-connections=17'])
+            'echo "before $0" >/var/lib/mysql/mark; '
+            'exec docker-entrypoint.sh mariadbd --max-connections=17 --extra-port=3307'])
         address = self.create(text, ready="mysql-command")
         self.assertEqual(query(address, "SELECT @@max_connections").strip(), "17")
         folder = query(address, "SELECT @@datadir").strip()
