@@ -3,9 +3,11 @@
 #
 #   gen_cert.sh server [NAME-OR-IP...]          the server's, for localhost, this host and the names given
 #   gen_cert.sh CLIENT                          one client's; CLIENT is who the server takes it for
-#   gen_cert.sh CLIENT --pkcs12                 the same, new or there, as CLIENT.p12 too: for browsers, Windows, Java
+#   gen_cert.sh CLIENT --pkcs12                 the same, new or there, as CLIENT.p12 too: for browsers,
+#                                               Windows, Java
 #   gen_cert.sh --renew server [NAME-OR-IP...]  a new one for the names in the old one and those given
-#   gen_cert.sh --renew CLIENT                  a new one for the same client; the old one stays good until it ends
+#   gen_cert.sh --renew CLIENT                  a new one for the same client; the old one stays good until
+#                                               it ends
 #   gen_cert.sh --revoke NAME                   end all certificates of a client, or the server's
 #   gen_cert.sh --list                          each certificate: whose, until when, whether good or revoked
 #   gen_cert.sh -h                              this help
@@ -14,12 +16,14 @@
 #
 #   ca/ca.crt ca.key                     made with the first one; ca.key signs all others: keep it safe
 #   ca/ca.crl                            what is revoked; the server reads it where it lies beside ca.crt
-#   ca/issued/                           every certificate signed, so that one whose folder has gone can be revoked
+#   ca/issued/                           every certificate signed, so that one whose folder has gone can be
+#                                        revoked
 #   server/server.crt server.key ca.crt
 #   CLIENT/CLIENT.crt CLIENT.key ca.crt  the folder is what a client is sent
 #   NAME+old-SERIAL/                     what was renewed, or revoked and made anew; delete it when you like
 #
-# Nothing else that is there is ever changed. What an interrupted run has begun is undone, or the next run completes it.
+# Nothing else that is there is ever changed. What an interrupted run has begun is undone, or the next run
+# completes it.
 set -Eeuo pipefail
 # Keys are their owner's alone from the moment they exist.
 umask 077
@@ -46,7 +50,8 @@ quietly() { # COMMAND...: show what it says only if it fails
 }
 
 make_key() { # FILE
-  quietly openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve -out "$1"
+  quietly openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -pkeyopt ec_param_enc:named_curve \
+    -out "$1"
 }
 
 make_ca() { # FOLDER
@@ -75,10 +80,12 @@ END
   record "$1/$2.crt"
 }
 
-# Of openssl's commands only ca takes dates in every version. The books that it keeps are made for it each time,
-# in a folder that is thrown away. Its configuration has its own ideas of what $ and # mean in a path: there is
-# none in it.
-sign() { # FOLDER NAME COMMON-NAME DAYS OPTION...: make a key and its certificate; the extensions come on stdin
+# Of openssl's commands only ca takes dates in every version. The books that it keeps are made for it each
+# time, in a folder that is thrown away. Its configuration has its own ideas of what $ and # mean in a path:
+# there is none in it.
+#
+# The extensions come on stdin.
+sign() { # FOLDER NAME COMMON-NAME DAYS OPTION...: make a key and its certificate
   local folder=$1 file=$1/$2 work=$making/signing
   mkdir "$work"
   cat >"$work/config" - <(configuration) <<END
@@ -168,7 +175,8 @@ is_list() { # FILE CA-FOLDER
 
 # Four levels down, all openssls print nothing but these as INTEGER and TIME (RFC 5280, section 5.1).
 revoked() { # CRL: a line for each: serial number, date
-  openssl asn1parse -in "$1" | sed -n -E 's/^ *[0-9]+:d=4 .*prim: (INTEGER|[A-Z]+TIME) *://p' | paste -d ' ' - -
+  openssl asn1parse -in "$1" |
+    sed -n -E 's/^ *[0-9]+:d=4 .*prim: (INTEGER|[A-Z]+TIME) *://p' | paste -d ' ' - -
 }
 
 listed() { openssl crl -in "$1" -noout -text | grep -c 'Serial Number:' || true; } # CRL: how many are in it
@@ -176,7 +184,8 @@ listed() { openssl crl -in "$1" -noout -text | grep -c 'Serial Number:' || true;
 is_revoked() { [[ $'\n'$(revoked "$store/ca/ca.crl") == *$'\n'"$1 "* ]]; }
 
 serial_of() { # CERTIFICATE
-  openssl x509 -in "$1" -noout -serial 2>/dev/null | cut -d= -f2 || die "$1 is no certificate: move it away, or restore it from a backup"
+  openssl x509 -in "$1" -noout -serial 2>/dev/null | cut -d= -f2 ||
+    die "$1 is no certificate: move it away, or restore it from a backup"
 }
 
 end_of() { openssl x509 -in "$1" -noout -enddate | cut -d= -f2; }
@@ -185,7 +194,8 @@ seconds_left() { # CERTIFICATE
   local end
   end=$(end_of "$1")
   # GNU's, or BSD's.
-  end=$(date -u -d "$end" +%s 2>/dev/null || date -u -j -f '%b %d %T %Y GMT' "$end" +%s) || die "this date(1) cannot read dates"
+  end=$(date -u -d "$end" +%s 2>/dev/null || date -u -j -f '%b %d %T %Y GMT' "$end" +%s) ||
+    die "this date(1) cannot read dates"
   echo $((end - $(date +%s)))
 }
 
@@ -193,7 +203,8 @@ record() { # CERTIFICATE...: keep a copy of each with the CA, by name and serial
   local file name serial
   for file; do
     serial=$(serial_of "$file")
-    name=$(openssl x509 -in "$file" -noout -subject -nameopt RFC2253 | sed -n 's/^subject= *CN=\([A-Za-z0-9][A-Za-z0-9._@-]*\)$/\1/p')
+    name=$(openssl x509 -in "$file" -noout -subject -nameopt RFC2253 |
+      sed -n 's/^subject= *CN=\([A-Za-z0-9][A-Za-z0-9._@-]*\)$/\1/p')
     [[ $name ]] || continue # None of ours.
     cp "$file" "$making/record"
     mv -f "$making/record" "${recorded:-$store/ca/issued}/$name+$serial.crt"
@@ -203,7 +214,8 @@ record() { # CERTIFICATE...: keep a copy of each with the CA, by name and serial
 clean_up() { # STATUS
   [[ -z $making ]] || rm -rf "$making"
   [[ -z $locked ]] || rmdir "$locked"
-  [[ $1 != 1 ]] || echo "gen_cert.sh: that failed, and left nothing half-made in use: mend it, and run the same again" >&2
+  [[ $1 != 1 ]] ||
+    echo "gen_cert.sh: that failed, and left nothing half-made in use: mend it, and run the same again" >&2
 }
 
 # Two runs at once would each write a list without what the other one revokes.
@@ -243,11 +255,11 @@ replace() { # NAME: finish a renewal, at whatever moment it was interrupted
 }
 
 alternative_names() { # SUBJECT-ALTERNATIVE-NAMES NAME-OR-IP...: the former with the latter added
-  local name names=$1
+  local name names=$1 label='[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?'
   for name in "${@:2}"; do
     if [[ $name =~ ^[0-9]+(\.[0-9]+){3}$ || $name =~ ^[0-9A-Fa-f]*:[0-9A-Fa-f:.]*$ ]]; then
       name=IP:$name
-    elif [[ ${#name} -le 253 && $name =~ ^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$ ]]; then
+    elif [[ ${#name} -le 253 && $name =~ ^(\*\.)?$label(\.$label)*$ ]]; then
       name=DNS:$name
     else
       die "$name is neither a DNS name nor an IP address"
@@ -261,18 +273,21 @@ whole() { # FOLDER FILE...: whether it is there; half of it is an error
   local folder=$1 file
   [[ -e $folder ]] || return 1
   for file in "${@:2}"; do
-    [[ -s $folder/$file ]] || die "$folder is there, but not its $file: move the folder away, or restore the file from a backup"
+    [[ -s $folder/$file ]] ||
+      die "$folder is there, but not its $file: move the folder away, or restore the file from a backup"
   done
 }
 
 complete_ca() { # Make what is missing of it; key stores of older versions have neither list nor copies
   local file recorded
   if [[ ! -e $store/ca/ca.crl ]]; then
-    [[ ! -e $store/ca/issued ]] || die "$store/ca/ca.crl has gone, and with it what was revoked: restore it from a backup, or copy it back" \
-      "from the server's machine. Without either, remove $store/ca/issued: the next run starts an empty list"
+    [[ ! -e $store/ca/issued ]] ||
+      die "$store/ca/ca.crl has gone, and with it what was revoked: restore it from a backup, or copy it" \
+        "back from the server's machine. Without either, remove $store/ca/issued: the next run starts an" \
+        "empty list"
     make_crl "$store/ca"
-    echo "gen_cert.sh: this key store had no revocation list. The server takes it up if it lies beside its --ca_crt," \
-      "and with --crl=$store/ca/ca.crl" >&2
+    echo "gen_cert.sh: this key store had no revocation list. The server takes it up if it lies beside its" \
+      "--ca_crt, and with --crl=$store/ca/ca.crl" >&2
   fi
   is_list "$store/ca/ca.crl" "$store/ca" ||
     die "$store/ca/ca.crl is damaged, or of another CA: restore it from a backup"
@@ -286,10 +301,10 @@ complete_ca() { # Make what is missing of it; key stores of older versions have 
 }
 
 create() { # NAME-OR-IP...
-  local folder=$store/$name names='' this_host old=''
+  local folder=$store/$name names='' here=DNS:localhost,IP:127.0.0.1,IP:::1 this_host old=''
   if [[ $name == server ]]; then
     this_host=$(uname -n)
-    names=$(alternative_names DNS:localhost,IP:127.0.0.1,IP:::1 "$this_host" 2>/dev/null) || names=DNS:localhost,IP:127.0.0.1,IP:::1
+    names=$(alternative_names "$here" "$this_host" 2>/dev/null) || names=$here
     names=$(alternative_names "$names" "$@")
   fi
   if whole "$folder" "$name.crt" "$name.key" ca.crt; then
@@ -308,7 +323,8 @@ create() { # NAME-OR-IP...
 already() { # The certificate that is asked for is there
   local renewing="--renew $name makes a new one"
   [[ $name != server ]] || renewing="--renew server NAME... makes a new one, for these names as well"
-  [[ $as_pkcs12 ]] || die "$store/$name is there already, and nothing was changed: $renewing, --revoke $name ends it"
+  [[ $as_pkcs12 ]] ||
+    die "$store/$name is there already, and nothing was changed: $renewing, --revoke $name ends it"
   pkcs12
   exit
 }
@@ -317,14 +333,15 @@ pkcs12() { # The other form of what is there
   local file=$store/$name/$name.p12 password
   [[ ! -e $file ]] || die "$file is there already: remove it for one with another password"
   password=$(openssl rand -hex 16)
-  # Not openssl's own choice of ciphers, which old Windows, macOS and Java cannot read: what keeps the key safe is
-  # that nobody guesses 128 random bits. They are in no list of processes: echo is bash's own.
+  # Not openssl's own choice of ciphers, which old Windows, macOS and Java cannot read: what keeps the key
+  # safe is that nobody guesses 128 random bits. They are in no list of processes: echo is bash's own.
   echo "$password" | quietly openssl pkcs12 -export -in "${file%.p12}.crt" -inkey "${file%.p12}.key" \
     -name "$name" -certfile "$store/$name/ca.crt" -passout stdin -out "$making/p12" \
     -keypbe PBE-SHA1-3DES -certpbe PBE-SHA1-3DES -macalg sha1
   echo "$password" | quietly openssl pkcs12 -in "$making/p12" -noout -passin stdin
   mv "$making/p12" "$file"
-  printf '\n%s   key and certificate in one file. Its password, which is shown this once: %s\n' "$file" "$password"
+  printf '\n%s   key and certificate in one file. Its password, which is shown this once: %s\n' \
+    "$file" "$password"
 }
 
 tell_lost_names() { # OLD-NAMES NEW-NAMES
@@ -336,7 +353,8 @@ tell_lost_names() { # OLD-NAMES NEW-NAMES
 }
 
 names_of() { # CERTIFICATE: its alternative names
-  openssl x509 -in "$1" -noout -text | sed -n '/X509v3 Subject Alternative Name/ { n; s/IP Address:/IP:/g; s/ //g; p; }'
+  openssl x509 -in "$1" -noout -text |
+    sed -n '/X509v3 Subject Alternative Name/ { n; s/IP Address:/IP:/g; s/ //g; p; }'
 }
 
 set_aside() { # SERIAL
@@ -347,7 +365,8 @@ set_aside() { # SERIAL
 
 renew() { # NAME-OR-IP...
   local folder=$store/$name names='' file end
-  whole "$folder" "$name.crt" "$name.key" ca.crt || die "there is no $folder to renew: gen_cert.sh $name makes one"
+  whole "$folder" "$name.crt" "$name.key" ca.crt ||
+    die "there is no $folder to renew: gen_cert.sh $name makes one"
   ! is_revoked "$(serial_of "$folder/$name.crt")" || die "$name is revoked: gen_cert.sh $name makes a new one"
   record "$folder/$name.crt"
   if [[ $name == server ]]; then
@@ -355,14 +374,16 @@ renew() { # NAME-OR-IP...
   fi
   end=$(end_of "$folder/$name.crt")
   make_certificate "$making/$name" "$name" "$names"
-  for file in "$name.key" "$name.crt"; do # Whoever may read the old one, a server that is not root, may read the new one.
+  # Whoever may read the old one, a server that is not root, may read the new one.
+  for file in "$name.key" "$name.crt"; do
     cp -p "$folder/$file" "$making/$file"
     cat "$making/$name/$file" >"$making/$file"
     mv -f "$making/$file" "$making/$name/$file"
   done
   mv "$making/$name" "$store/.renewing.$name"
   replace "$name"
-  echo "The old one stays good until $end. If its key may be in other hands: gen_cert.sh --revoke $name, then gen_cert.sh $name."
+  echo "The old one stays good until $end. If its key may be in other hands: gen_cert.sh --revoke $name," \
+    "then gen_cert.sh $name."
   tell_new "$names"
 }
 
@@ -406,10 +427,12 @@ tell_revoked() { # END
   if [[ $name == server ]]; then
     cat <<END
 
-That keeps nobody from passing for the server: clients do not look at the list. Whoever has the key can do so until
+That keeps nobody from passing for the server: clients do not look at the list. Whoever has the key can do \
+so until
 $1, unless you start a new key store and send everybody new folders.
 
-For a new one: gen_cert.sh server NAME-OR-IP..., with the names that clients use. A running server takes it up within seconds.
+For a new one: gen_cert.sh server NAME-OR-IP..., with the names that clients use. A running server takes \
+it up within seconds.
 END
   else
     cat <<END
@@ -417,7 +440,8 @@ END
 A server that reads that file (crl= in its first line) ends its connections within seconds, without a restart.
 If it reads a copy on another machine, replace that copy now.
 
-Its databases stay until they are idle. gen_cert.sh $name makes a new certificate, with which it is the same client.
+Its databases stay until they are idle. gen_cert.sh $name makes a new certificate, with which \
+it is the same client.
 END
   fi
 }
@@ -435,7 +459,8 @@ END
 
 Valid for $1. A running server takes it up within seconds. Start one:
 
-  python -m playground --ca_crt=$shown/ca/ca.crt --crl=$shown/ca/ca.crl --server_key=$shown/server/server.key --server_crt=$shown/server/server.crt
+  python -m playground --ca_crt=$shown/ca/ca.crt --crl=$shown/ca/ca.crl \
+--server_key=$shown/server/server.key --server_crt=$shown/server/server.crt
 
 Then make a certificate for each client: gen_cert.sh some_client
 END
@@ -444,7 +469,8 @@ END
 
 Send the folder $store/$name to the client, on a safe way: who has the key is $name. To try it:
 
-  curl --cacert $shown/$name/ca.crt --cert $shown/$name/$name.crt --key $shown/$name/$name.key https://localhost:50052/api/status
+  curl --cacert $shown/$name/ca.crt --cert $shown/$name/$name.crt --key $shown/$name/$name.key \
+https://localhost:50052/api/status
 
 For a notebook, with the addresses and the paths as they are there, \$HOME/.sqlflow_playground.env:
 
@@ -456,7 +482,8 @@ For a notebook, with the addresses and the paths as they are there, \$HOME/.sqlf
   SQLFLOW_PLAYGROUND_CLIENT_KEY="$store/$name/$name.key"
   SQLFLOW_PLAYGROUND_CLIENT_CERT="$store/$name/$name.crt"
 
-(SERVRE is spelled so: the plug-in reads that.) Then: export SQLFLOW_JUPYTER_ENV_PATH=\$HOME/.sqlflow_playground.env
+(SERVRE is spelled so: the plug-in reads that.) Then: \
+export SQLFLOW_JUPYTER_ENV_PATH=\$HOME/.sqlflow_playground.env
 END
   fi
 }
@@ -478,9 +505,11 @@ case ${1:-} in
 esac
 name=$1
 shift
-[[ $action == create || $name != ca ]] || die "the CA itself cannot be renewed or revoked: start a new key store, and send everybody new folders"
+[[ $action == create || $name != ca ]] ||
+  die "the CA itself cannot be renewed or revoked: start a new key store, and send everybody new folders"
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$ && $name != ca ]] ||
-  die "'$name' cannot be a name: expected up to 64 letters, digits and . _ @ -, a letter or digit first, and not ca"
+  die "'$name' cannot be a name: expected up to 64 letters, digits and . _ @ -, a letter or digit first," \
+    "and not ca"
 if [[ $action == create && $name != server && $* == --pkcs12 ]]; then
   as_pkcs12=yes
   shift
@@ -488,7 +517,8 @@ fi
 [[ $action != revoke || $# == 0 ]] || die "--revoke takes one name, not also $*"
 [[ $name == server || $# == 0 ]] || die "only a server has other names: gen_cert.sh server $*"
 alternative_names '' "$@" >/dev/null
-command -v openssl >/dev/null || die "openssl is missing: apt-get install openssl (Debian), brew install openssl (macOS)"
+command -v openssl >/dev/null ||
+  die "openssl is missing: apt-get install openssl (Debian), brew install openssl (macOS)"
 
 store=${KEY_STORE:-key_store}
 [[ $action != create || -d $store ]] || mkdir -p "$store" 2>/dev/null ||
@@ -496,7 +526,8 @@ store=${KEY_STORE:-key_store}
 [[ -d $store ]] || die "there is no key store $store: name it with KEY_STORE=FOLDER"
 for file in "$store" "$store/ca" "$store/ca/issued" "$store/$name" "$store/.lock" "$store/ca/ca.key"; do
   [[ ! -e $file || -r $file && -w $file && (! -d $file || -x $file) ]] ||
-    die "$file is not yours to read and write: run this as its owner, or name another key store with KEY_STORE=FOLDER"
+    die "$file is not yours to read and write: run this as its owner, or name another key store" \
+      "with KEY_STORE=FOLDER"
 done
 store=$(cd "$store" && pwd)
 making='' locked=''
@@ -515,8 +546,9 @@ done
 if ! whole "$store/ca" ca.crt ca.key; then
   [[ $action == create ]] || die "there is no CA in $store: gen_cert.sh server makes one"
   for file in "$store"/*/*.crt; do
-    [[ ! -e $file ]] || die "$file is of a CA that is not here, and one of a new CA would not go with it: restore" \
-      "$store/ca from a backup, or name another key store with KEY_STORE=FOLDER"
+    [[ ! -e $file ]] ||
+      die "$file is of a CA that is not here, and one of a new CA would not go with it: restore" \
+        "$store/ca from a backup, or name another key store with KEY_STORE=FOLDER"
   done
   make_ca "$making/ca"
   mv "$making/ca" "$store/ca"
@@ -525,7 +557,8 @@ fi
 complete_ca
 if [[ $action == create || $action == renew ]]; then
   [[ $(seconds_left "$store/ca/ca.crt") -gt $((DAYS * 86400)) ]] ||
-    echo "gen_cert.sh: the CA ends before this certificate would: start a new key store, and send everybody new folders" >&2
+    echo "gen_cert.sh: the CA ends before this certificate would: start a new key store, and send everybody" \
+      "new folders" >&2
 fi
 "$action" "$@"
 [[ -z $as_pkcs12 ]] || pkcs12

@@ -17,7 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char REQUEST[] = "GET /api/heart_beat?user_id=alice HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+static const char REQUEST[] =
+    "GET /api/heart_beat?user_id=alice HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
 static const char ANSWER[] = "HTTP/1.1 200 ";
 enum { PATIENCE_MILLISECONDS = 10000 };
 
@@ -54,13 +55,15 @@ static void load(const char *certificate_path, const char *key_path) {
   unsigned char *data;
   long length;
   FILE *certificate_file = fopen(certificate_path, "r"), *key_file = fopen(key_path, "r");
-  if (!certificate_file || !key_file || !PEM_read(certificate_file, &name, &header, &data, &length)) fail("no certificate or key");
+  if (!certificate_file || !key_file || !PEM_read(certificate_file, &name, &header, &data, &length))
+    fail("no certificate or key");
   CRYPTO_BUFFER *certificate = CRYPTO_BUFFER_new(data, length, NULL);
   EVP_PKEY *key = PEM_read_PrivateKey(key_file, NULL, NULL, NULL);
   context = SSL_CTX_new(TLS_with_buffers_method());
   SSL_CTX_set_custom_verify(context, SSL_VERIFY_PEER, accept_any);
   SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
-  if (!key || !SSL_CTX_set_chain_and_key(context, &certificate, 1, key, NULL)) fail("the key is not the certificate's");
+  if (!key || !SSL_CTX_set_chain_and_key(context, &certificate, 1, key, NULL))
+    fail("the key is not the certificate's");
 }
 
 static void wait_for(struct connection *connection, int operation, unsigned events) {
@@ -74,7 +77,8 @@ static void start(struct connection *connection) {
   connection->descriptor = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
   if (connection->descriptor < 0) fail("socket");
   setsockopt(connection->descriptor, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  connect(connection->descriptor, (struct sockaddr *)&address, sizeof address);  // Under way; an error shows at the first write.
+  // Under way; an error shows at the first write.
+  connect(connection->descriptor, (struct sockaddr *)&address, sizeof address);
   connection->ssl = SSL_new(context);
   connection->sent = connection->answered = 0;
   SSL_set_fd(connection->ssl, connection->descriptor);
@@ -86,9 +90,12 @@ static void start(struct connection *connection) {
 static int go_on(struct connection *connection) {
   char buffer[4096];
   int result = 0;
-  if (!connection->sent) connection->sent = (result = SSL_write(connection->ssl, REQUEST, sizeof REQUEST - 1)) > 0;
+  if (!connection->sent)
+    connection->sent = (result = SSL_write(connection->ssl, REQUEST, sizeof REQUEST - 1)) > 0;
   while (connection->sent && (result = SSL_read(connection->ssl, buffer, sizeof buffer)) > 0) {
-    if (!connection->answered && (result < (int)sizeof ANSWER || memcmp(buffer, ANSWER, sizeof ANSWER - 1))) fail("a request was not answered 200");
+    if (!connection->answered &&
+        (result < (int)sizeof ANSWER || memcmp(buffer, ANSWER, sizeof ANSWER - 1)))
+      fail("a request was not answered 200");
     connection->answered = 1;
   }
   int error = SSL_get_error(connection->ssl, result);
@@ -105,12 +112,15 @@ static int go_on(struct connection *connection) {
 
 int main(int count, char **arguments) {
   if (count != 6) fail("usage: bench_connect PORT CERTIFICATE KEY AT_A_TIME SECONDS");
-  address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(arguments[1])), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  address = (struct sockaddr_in){.sin_family = AF_INET,
+                                 .sin_port = htons(atoi(arguments[1])),
+                                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   load(arguments[2], arguments[3]);
   queue = epoll_create1(0);
   int under_way = atoi(arguments[4]);
   struct connection *connections = calloc(under_way, sizeof *connections);
-  double started = seconds(CLOCK_MONOTONIC), end = started + atof(arguments[5]), cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
+  double started = seconds(CLOCK_MONOTONIC), end = started + atof(arguments[5]);
+  double cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
   for (int number = 0; number < under_way; number++) start(&connections[number]);
   long answered = 0;
   while (under_way) {
