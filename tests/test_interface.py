@@ -82,7 +82,8 @@ class Interface(unittest.TestCase):
                 [program, "run", os.path.join(ROOT, "docs", "openapi.yaml"), "--no-color", "--mode=all",
                  f"--url=https://localhost:{server.port}", f"--tls-verify={store}/ca/ca.crt",
                  f"--request-cert={store}/alice/alice.crt", f"--request-cert-key={store}/alice/alice.key",
-                 "--max-examples=20", "--request-timeout=60", "--generation-database=none", "--continue-on-failure", "--seed=1"],
+                 "--max-examples=20", "--generation-database=none", "--continue-on-failure", "--seed=1",
+                 "--request-timeout=60"],
                 capture_output=True, text=True, cwd=path())
             for entry in server.call("alice", "list_db")[1]["databases"]:
                 server.call("alice", "delete_db", entry["user_id"])
