@@ -824,7 +824,7 @@ class Watches(unittest.TestCase):
         return server.call("alice", "status")[1]["cluster"]
 
     def test_watch_that_meets_what_no_api_server_says_is_told_by_status_and_goes_on(self) -> None:
-        said, listed, deep = path("said"), path("listed"), b"[" * 100_000
+        said, listed, deep = path("garbage.said"), path("garbage.listed"), b"[" * 100_000
         kubectl, _ = empty_cluster(
             "garbage", f"while sleep 0.2; do [ -e {said} ] && cat {said} && exec sleep 60; done",
             f"[ -e {listed} ] && cat {listed} && exit;")
