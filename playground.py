@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """SQLFlow Playground Server: a database in Kubernetes for every user who asks for one.
 
-    client --mTLS--> this server --kubectl--> Kubernetes API --> MariaDB pod, Service, Secret
+    client --mTLS--> this server --kubectl--> Kubernetes API --> MariaDB pods, Secrets, Leases
 
 A client is known by its certificate. It asks over HTTPS for a database for one of its users; the
 server has kubectl create one and answers with the connection string that SQLFlow takes.

@@ -201,7 +201,7 @@ def fuzz_parameters(data: bytes) -> None:
 
 
 def keeps_to_the_rule(user_id: str) -> bool:
-    """Tell whether a text is a user id: what DESIGN and README say, one character after the other."""
+    """Tell whether a text is a user id: what the guide for front ends says, one character after the other."""
     if not 1 <= len(user_id) <= 64 or unicodedata.normalize("NFC", user_id) != user_id:
         return False
     for at, character in enumerate(user_id):
