@@ -609,8 +609,7 @@ class Lifecycle(unittest.TestCase):
                 **playground.OURS, playground.DATABASE: f"left{number}", playground.USER: f"gone-{number}"}}}
             for number in range(120)))
         with Running("--sweep_interval=0.5", "--spare_databases=0").known():
-            eventually(lambda: not kubectl("get", "secret", "-l", playground.DATABASE, "-o", "name"),
-                       "all is swept")
+            eventually(lambda: "mysql-left" not in kubectl("get", "secret", "-o", "name"), "all is swept")
 
     @unittest.skipUnless(REAL, "needs admission webhooks, which devcluster does not know")
     def test_delete_that_a_webhook_refuses_fails_only_its_user(self) -> None:
