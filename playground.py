@@ -2426,7 +2426,7 @@ class Cluster:
         database.ready_since = min(database.ready_since, now) if ready else float("inf")
         database.half_since = float("inf") if secret and pod else min(database.half_since, now)
         self.index_spare(database.id)
-        if secret and secret.user and pod and pod.no_room and not database.made_room:
+        if secret and secret.user not in ("", NOBODY) and pod and pod.no_room and not database.made_room:
             database.made_room = self.make_room() or True
         for slug in self.holders.get(database.id, ()):
             self.user(slug).changed_at = now
@@ -2716,7 +2716,8 @@ class Database:
 
     def has_lost_its_password(self) -> bool:
         """Tell whether its volume is there without its Secret, and that must never be made anew."""
-        return "PersistentVolumeClaim" in self.objects and not self.secret
+        claim = self.objects.get("PersistentVolumeClaim")
+        return bool(claim and not claim.gone and not self.secret)
 
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
