@@ -15,7 +15,7 @@ then what these stand on: templates, kubectl, the TLS files, the log and the met
     tls files            reads the TLS files when they change          nobody: it posts them
     log                  writes the log's lines                        nobody: what does not fit is dropped
     watch, one a kind    reads a kubectl's next line                   nobody: it posts what it says
-    work, eight          one kubectl each                              who asked for what it does
+    work, ten            one kubectl each                              who asked for what it does
 
 The rule: one thread, the loop's, owns every connection and the whole table of the cluster. No other thread
 touches them; each computes or waits, and posts what came of it (Server.post). So there are always as many
@@ -180,8 +180,9 @@ GROUP_USERS = 50
 GATHER_SECONDS = (0.02, 0.3)
 # Creating kubectls at once: a class of 200 in one go, or three fifths of it and a user who comes alone.
 MAKING_KUBECTLS = 4
-# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, and the sweep's.
-WORK_THREADS = 8
+# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, the sweep's, and
+# one that compares the template and the quota with the cluster.
+WORK_THREADS = 10
 # Leases whose renewal one kubectl writes, a request each: as above, it slows down after 300.
 BEATS_PER_KUBECTL = 250
 # Idle leases ended in one round, a kubectl each: some 3 s. The rest is the next round's.
@@ -255,7 +256,8 @@ class Server(http.server.ThreadingHTTPServer):
 
         Raises OSError if the port is in use or not ours to listen on, and Refusal of a TLS file.
         """
-        self.tls_files, self.tls, self.cluster = tls_files, load_tls(tls_files), cluster
+        self.tls_files, self.tls_stamps = tls_files, stamps(tls_files)  # Before it is read: it may change.
+        self.tls, self.cluster = load_tls(tls_files), cluster
         self.max_connections_per_client, self.ready_file = max_connections_per_client, ready_file
         self.started, self.stop_at = time.monotonic(), float("inf")
         # How often it has changed who is let in. A connection of an older generation may be anybody's.
@@ -460,8 +462,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.failures.flush()
         self.cluster.kubectl.reap()
         if self.ready_file and self.cluster.status()["cluster"] == "ok":
-            open(self.ready_file, "w", encoding="utf-8").close()
-            self.ready_file = ""
+            ready_file, self.ready_file = self.ready_file, ""  # Tried once: no line comes by the second.
+            open(ready_file, "w", encoding="utf-8").close()
 
     def take_files(self, tls: Tls) -> None:
         """Take new TLS files for new connections. A change of who is let in ends the older ones.
@@ -891,13 +893,14 @@ class Connection:
         """Have the selector tell of these events."""
         if events == self.listens:
             return
-        selector, was, self.listens = self.server.selector, self.listens, events
-        if not was:
+        selector = self.server.selector
+        if not self.listens:
             selector.register(self.socket, events, self.hear)
         elif events:
             selector.modify(self.socket, events, self.hear)
         else:
             selector.unregister(self.socket)
+        self.listens = events
 
     def set_alarm(self, moment: float) -> None:
         """Have the alarm ring at a moment, if this is still there: 12,000 strangers' TLS would be 400 MB."""
@@ -943,7 +946,7 @@ STATES = {
     "handshake": State(READ, 0, Connection.shake, Connection.time_out),
     # With one of the threads, or in their queue; take_up looks at the deadline.
     "computing": State(NOTHING, 0, Connection.take_up, None),
-    # Nothing of a request is here. The only state that may be ended for others' sake.
+    # Nothing of a request is here. A client's only state that may be ended for others' sake.
     "idle": State(READ, IDLE_SECONDS, Connection.read, Connection.leave),
     "head": State(READ, HEAD_SECONDS, Connection.read, Connection.complain),
     "body": State(READ, BODY_SECONDS, Connection.read, Connection.complain),
@@ -1166,7 +1169,7 @@ def take_body(request: Request, buffer: bytes) -> tuple[Request, bytes, bool]:
 
 def take_chunks(request: Request, buffer: bytes) -> tuple[Request, bytes, bool]:
     """Take the chunks of a body that have come whole (section 7.1), as take_body."""
-    body, at = request.body, 0
+    body, at = bytearray(request.body), 0
     while (line := take_line(buffer, at, b"\r\n")) is not None:
         match, start = CHUNK_LINE.fullmatch(line), at + len(line) + 2
         size = int(match[1], 16) if match else 0
@@ -1178,14 +1181,15 @@ def take_chunks(request: Request, buffer: bytes) -> tuple[Request, bytes, bool]:
                 break
             # These fields come after all that they could have a say in: they are dropped.
             if all(HEADER_FIELD.fullmatch(field) for field in trailer.split(b"\r\n")[1:]):
-                return request._replace(body=body), buffer[start + len(trailer) + 2:], True
+                return request._replace(body=bytes(body)), buffer[start + len(trailer) + 2:], True
         stop = start + size
         if not size or buffer[stop:stop + 2] not in (b"\r\n", b"\r", b""):
             raise ApiError(400, MALFORMED_CHUNKS)
         if len(buffer) < stop + 2:
             break
-        body, at = body + buffer[start:stop], stop + 2
-    return request._replace(body=body), buffer[at:], False
+        body += buffer[start:stop]
+        at = stop + 2
+    return request._replace(body=bytes(body)), buffer[at:], False
 
 
 def take_line(buffer: bytes, at: int, mark: bytes) -> bytes | None:
@@ -1529,9 +1533,8 @@ REFUSALS = ("quota", "policy", "invalid", "forbidden", "ending")
 class Cluster:
     """The table of one namespace: what is seen goes in, requests are answered from it, what lacks is ordered.
 
-    All of it is the loop's. It has no thread but those of the watches, which post what they read, and no
-    clock or randomness but those it is given. Whoever has to wait is asked again when the user's entry
-    changes.
+    All of it is the loop's: its only threads are those of the watches, which post what they read. Clock and
+    randomness can be given to it. Whoever has to wait is asked again when the user's entry changes.
 
     How a user stands     lease, Secret and Pod                                    create_db
     absent                no lease                                                 gives a database
@@ -1569,7 +1572,7 @@ class Cluster:
         self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
         self.beats_at_once, self.beats_written_at = BEATS_PER_KUBECTL, self.wall()
         self.round: Round | None = None
-        self.stopped = False
+        self.stopped, self.last_beats_from = False, float("-inf")
         self.idle_since = self.clock()  # Nobody counts as idle since before this.
         self.expected: dict[str, float] = {}  # Slugs of users whose databases start, and since when.
         self.spares_coming, self.spares_failed, self.spare_trouble = 0, 0, ""
@@ -1617,7 +1620,7 @@ class Cluster:
                   or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user)  # The watches may be late, one behind the other.
-        elif user.foreign and standing in ("absent", "lost", "bare"):
+        elif user.foreign and standing in ("absent", "lost", "bare", "lacking"):
             raise ApiError(409, user.foreign)
         elif standing == "free":
             self.claim(user)
@@ -1708,7 +1711,7 @@ class Cluster:
     # -- how a user stands
 
     def standing(self, user: User) -> str:
-        """Return how a user's lease, Secret and Pod stand to each other, of STANDINGS."""
+        """Return how a user's lease, Secret and Pod stand to each other, as the class' table has it."""
         if not user.lease:
             return "absent"
         if user.lease.kept:
@@ -1911,13 +1914,14 @@ class Cluster:
         id = user.lease.holder
         order = Order(then or self.gone, id, user)
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
-        parts = [kind for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret") if kind in objects]
-        # Its volume stays, and the password, and the lease, which says so.
+        stays: tuple[str, ...] = ()
         if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
             order.replaces.append(changed(user.lease.item, kept=True))
-            parts = parts[:-2] if "PersistentVolumeClaim" in parts else parts
+            stays = ("PersistentVolumeClaim", "Secret") if "PersistentVolumeClaim" in objects else ()
         if is_persistent(id):  # Names that are used again: by uid.
-            order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0) for kind in parts]
+            order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0)
+                              for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret")
+                              if kind in objects and kind not in stays]
         elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             order.ends = self.databases[id].is_of(user.slug, user.lease)
         if not order.replaces:  # Last: while it is there, what is left of a volume is known.
@@ -2019,20 +2023,26 @@ class Cluster:
 
     def carried_out(self, orders: list[Order], crash: KubectlError | None) -> None:
         """Take up what came of orders."""
+        if creating := sum(bool(order.creates) for order in orders):
+            metrics.add("creations_grouped", creating)
         for order in orders:
             order.failures += [("", crash)] if crash else []
-            for item in order.made:
-                self.learn_item(item)
-            if order.id in self.databases:
-                self.databases[order.id].promised = False
-            if user := order.user:
-                client, user.order, user.coming = user.coming, None, ""
-                if any(item["kind"] == "Lease" for item in order.made):
-                    user.written_at = self.clock()
-                if client and not (user.lease and user.lease.client == client):
-                    self.by_client[client].pop(user.slug, None)
-                self.touch(user)
-            order.then(order)
+            self.loop.attempt(functools.partial(self.order_done, order))
+
+    def order_done(self, order: Order) -> None:
+        """Take up what came of an order."""
+        for item in order.made:
+            self.learn_item(item)
+        if order.id in self.databases:
+            self.databases[order.id].promised = False
+        if user := order.user:
+            client, user.order, user.coming = user.coming, None, ""
+            if any(item["kind"] == "Lease" for item in order.made):
+                user.written_at = self.clock()
+            if client and not (user.lease and user.lease.client == client):
+                self.by_client[client].pop(user.slug, None)
+            self.touch(user)
+        order.then(order)
 
     def given(self, order: Order) -> None:
         """Go on with a user for whom something was made; or decide what it means that something was not."""
@@ -2119,8 +2129,8 @@ class Cluster:
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
                 continue
-            id = look.lease.holder if look.lease else ""
-            keys = [("Lease", f"user-{user.slug}"), ("Secret", f"mysql-{id}"), ("Pod", f"mysql-{id}")]
+            id = look.lease.holder if look.lease else f"user-{user.slug}"
+            keys = [(kind, f"user-{user.slug}" if kind == "Lease" else f"mysql-{id}") for kind in KINDS]
             read = there.get(keys[0])
             # What it names now must be what was read with it.
             if not user.lease or read and seen_of(read)[2] == user.lease.holder:
@@ -2250,13 +2260,16 @@ class Cluster:
     def is_idle(self, user: User) -> bool:
         """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
         limit, since = self.settings.idle_timeout, max(user.heard_at, self.idle_since)
-        return bool(limit and user.lease and not user.lease.kept and not user.order
-                    and user.slug not in self.waiting
-                    and self.clock() - since > limit + 2 * self.spacing())
+        if not limit or not user.lease or user.order or user.slug in self.waiting:
+            return False
+        if user.lease.kept:  # Its end was cut short if there is more than the volume.
+            objects = self.databases[user.lease.holder].objects if user.lease.holder in self.databases else {}
+            return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
+        return self.clock() - since > limit + 2 * self.spacing()
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
-        if order.lease and not order.failures:
+        if order.lease and not order.lease.kept and not order.failures:
             metrics.add("databases_swept_total")
             log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
                             last_beat=order.lease.renewed))
@@ -2415,12 +2428,8 @@ class Cluster:
     def learn_part(self, kind: str, database: Database, seen: Seen | None) -> None:
         """Take one of a database's objects as it is now."""
         now = self.clock()
-        if seen:
-            database.objects[kind] = seen
-        else:
-            database.objects.pop(kind, None)
+        database.take(kind, seen)
         secret, pod, ready = database.secret, database.pod, database.takes_queries()
-        database.record = secret or (database.record if "Secret" not in database.objects else None)
         database.had_pod |= bool(pod)
         database.was_ready |= ready
         database.ready_since = min(database.ready_since, now) if ready else float("inf")
@@ -2459,18 +2468,19 @@ class Cluster:
         while True:
             started = time.monotonic()
             try:
-                if not version:
-                    version = self.list_all(kind, path)
-                elif troubled:  # That the cluster answers again shows in no watch in which nothing happens.
-                    self.kubectl("get", "--raw", f"{path}&limit=1",
-                                 reason=f"see whether it answers again: {kind}")
-                troubled = False
-                self.loop.post(functools.partial(self.report, kind, ""))
+                version = version or self.list_all(kind, path)
+                if not troubled:
+                    self.loop.post(functools.partial(self.report, kind, ""))
+                # That it goes well again shows in the end of a watch only: many have nothing to tell.
+                seconds = 1 if troubled else WATCH_SECONDS
                 options = (f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true"
-                           f"&timeoutSeconds={WATCH_SECONDS}")
+                           f"&timeoutSeconds={seconds}")
                 for line in self.kubectl.lines("get", "--raw", path + options, reason=f"watch {kind}",
-                                               seconds=WATCH_SECONDS + WATCH_GRACE_SECONDS):
+                                               seconds=seconds + WATCH_GRACE_SECONDS):
                     version = self.hear(kind, line)
+                if troubled:
+                    troubled = False
+                    continue
             except KubectlError as error:
                 if error.reason == "expired":
                     version = ""
@@ -2479,7 +2489,7 @@ class Cluster:
                     self.loop.post(functools.partial(self.report, kind, error.reason, error.words))
             except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
                 log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
-                version = ""
+                version, troubled = "", True
                 self.loop.post(functools.partial(self.report, kind, "failed"))
             if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
                 pause = WATCH_PAUSES_SECONDS[0]
@@ -2534,8 +2544,9 @@ class Cluster:
             if self.version_of(kind, name) <= version:
                 self.learn(kind, name, None)
         self.versions[kind] = version
-        for user in self.users.values() if kind == "Lease" else ():
+        for user in [user for user in self.users.values() if user.ended] if kind == "Lease" else ():
             user.ended = ""
+            self.touch(user)  # It may be that nothing is known of this user any more.
 
     def take_event(self, kind: str, name: str, seen: Seen | None, version: int) -> None:
         """Take what a watch tells, unless it is older than what was written from here: it goes on to that."""
@@ -2543,7 +2554,9 @@ class Cluster:
         if name and version >= self.version_of(kind, name):
             self.learn(kind, name, seen)
         if name and not seen and kind == "Lease":
-            self.user(name.partition("-")[2]).ended = ""
+            user = self.user(name.partition("-")[2])
+            user.ended = ""
+            self.touch(user)
 
     def version_of(self, kind: str, name: str) -> int:
         """Return the version of an object that is known, or -1."""
@@ -2568,8 +2581,9 @@ class Cluster:
         self.kubectl.lost = after not in ("", "starting")
         if self.kubectl.lost and after not in self.lost_for:  # One that comes again and again is told once.
             self.lost_for.add(after)
+            what = next(one for one in (what, *self.troubles) if self.troubles[one] == after)
             log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1],
-                               remedy=LOST_REMEDY, **({"said": words} if words else {})))
+                               remedy=LOST_REMEDY, **({"said": words} if words and trouble == after else {})))
         elif not after and before:
             self.lost_for.clear()
             fields = {"databases": len(self.databases), "users": len(self.users)}
@@ -2613,11 +2627,15 @@ class Cluster:
         self.stopped = True
 
     def last_beats(self) -> bool:
-        """Write the beats that are not written; return whether there are none."""
-        if not self.round and any(user.unwritten and user.lease for user in self.users.values()):
-            self.round = Round(self.clock(), micro_time(self.wall()))
+        """Write the beats that are not written, at most once a second; return whether there are none."""
+        now = self.clock()
+        left = any(user.unwritten and user.lease and not user.lease.kept for user in self.users.values())
+        if left and not self.round and now >= self.last_beats_from:
+            self.last_beats_from = now + 1
+            self.loop.call_at(self.last_beats_from, lambda: None)  # Wakes the loop, which then asks again.
+            self.round = Round(now, micro_time(self.wall()))
             self.write_beats(0)
-        return not self.round
+        return not left and not self.round
 
     # -- what all of it uses
 
@@ -2687,22 +2705,26 @@ class Database:
 
     def __init__(self, id: str, now: float) -> None:
         self.id, self.since = id, now
-        self.objects: dict[str, Any] = {}  # By kind.
+        self.objects: dict[str, Any] = {}  # By kind; and of these, for short,
+        self.pod: Part | None = None
+        # its record, but none that was made again by hand with a password that its data does not know.
+        self.secret: Secret | None = None
         self.record: Secret | None = None  # The Secret as it was last seen, should it be deleted by hand.
         self.had_pod = self.was_ready = self.made_room = False
         self.ready_since = self.half_since = float("inf")  # Half: without its Secret or its Pod.
         self.promised = self.going = False  # To somebody, or away, by an order of this server.
 
-    @property
-    def secret(self) -> Secret | None:
-        """Its record, but none that was made again by hand with a password that its data does not know."""
-        secret, data = self.objects.get("Secret"), self.objects.get("PersistentVolumeClaim", self.pod)
-        return secret if not data or not secret or data.password_hash in ("", secret.password_hash) else None
-
-    @property
-    def pod(self) -> Part | None:
-        """Its container."""
-        return self.objects.get("Pod")
+    def take(self, kind: str, seen: Seen | None) -> None:
+        """Take one of its objects as it is now."""
+        if seen:
+            self.objects[kind] = seen
+        else:
+            self.objects.pop(kind, None)
+        self.pod, secret = self.objects.get("Pod"), self.objects.get("Secret")
+        data = self.objects.get("PersistentVolumeClaim", self.pod)
+        knows = not data or not secret or data.password_hash in ("", secret.password_hash)
+        self.secret = secret if knows else None
+        self.record = self.secret or (None if secret else self.record)
 
     def takes_queries(self) -> bool:
         """Tell whether its container is ready, and stays."""
@@ -2821,9 +2843,11 @@ class Group:
     def finish(self, batch: list[Any], result: Any) -> None:
         """Take up what came of a group, and start the next one."""
         self.running -= 1
-        self.done(batch, result)
-        if self.waiting and not self.gathers:
-            self.leave()
+        try:
+            self.done(batch, result)
+        finally:
+            if self.waiting and not self.gathers:
+                self.leave()
 
 
 LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
@@ -2872,7 +2896,7 @@ def seen_of(item: dict[str, Any]) -> Seen:
                      spec.get("acquireTime") or "", spec.get("renewTime") or "",
                      annotations.get(ADDRESS, ""), KEPT in annotations, bare(item))
     if item["kind"] == "Secret":
-        password = password_in(item)
+        password = password_in(item) if PASSWORD.fullmatch(password_in(item)) else ""
         return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
                       password, hash_of(password), bare(item))
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
@@ -2982,17 +3006,15 @@ def pod_reason(pod: dict[str, Any]) -> str:
 
 
 def password_in(secret: dict[str, Any]) -> str:
-    """Return a Secret's password; empty if it is not of PASSWORD's form."""
-    with contextlib.suppress(ValueError):
-        password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode("ascii")
-        return password if PASSWORD.fullmatch(password) else ""
-    return ""
+    """Return a Secret's password, in whatever form somebody gave it; empty if it has none."""
+    return base64.b64decode((secret.get("data") or {}).get("password", "")).decode(errors="replace")
 
 
 def started_with(secret: dict[str, Any], pod: dict[str, Any] | None) -> bool:
     """Tell whether a Pod is there, and a Secret is the one that it started with."""
     database = Database("", 0)
-    database.objects = {item["kind"]: seen_of(item) for item in (secret, pod) if item}
+    for item in filter(None, (secret, pod)):
+        database.take(item["kind"], seen_of(item))
     return bool(database.pod and database.secret)
 
 
@@ -3276,7 +3298,7 @@ class Kubectl:
         if not self.stopped:
             expected = outcome in ("ok", "exists", "not found", "conflict", "cut")
             # Cluster.report tells how it goes with those that observe, and that the cluster is lost.
-            told = (reason.startswith(("watch ", "list ", "see whether "))
+            told = (reason.startswith(("watch ", "list "))
                     or self.lost and outcome in ("unreachable", "timeout"))
             log.log(logging.DEBUG if told else logging.INFO if expected else logging.WARNING, logfmt(
                 "kubectl", verb=verb, reason=reason, outcome=outcome, ms=taken * 1000,
@@ -3338,6 +3360,8 @@ def strike_out(words: str, passwords: Sequence[str]) -> str:
         password, *(base64.b64encode(b"\0" * shift + password.encode()).decode()[2 * shift:]
                     for shift in range(3)))]
     pieces = {form[start:start + 4] for form in forms for start in range(len(form) - 3)}
+    for password in filter(None, passwords):
+        words = words.replace(password, "***")  # Be it of a form that the server does not make.
     return re.sub(r"[A-Za-z0-9_+/=-]{4,}", lambda match: "***" if any(
         match[0][start:start + 4] in pieces for start in range(len(match[0]) - 3)) else match[0], words)
 
@@ -3478,7 +3502,7 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
     not come, but for what is newly revoked.
     """
     files, warned = server.tls_files, dict[str, float]()
-    taken = before = stamps(files)
+    taken = before = server.tls_stamps
     read, awaited = tls, tls.awaited()  # What was read last need not be what is in use.
     while True:
         warn_of_ends(files, tls, read, warned)
@@ -3622,7 +3646,7 @@ def der_time(tag: int, content: bytes) -> float:
 
 log = logging.getLogger("playground")
 log.addHandler(logging.NullHandler())  # Until `run` has it written to stderr.
-PLAIN = re.compile(r"[A-Za-z0-9_./:@+=-]+")
+PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
 
 
 def logfmt(event: str, **fields: object) -> str:
@@ -3632,8 +3656,7 @@ def logfmt(event: str, **fields: object) -> str:
     """
     def quote(value: object) -> str:
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
-        plain = PLAIN.fullmatch(text) and "=" not in text
-        return text if plain else json.dumps(text).replace("\x7f", "\\u007f")
+        return text if PLAIN.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
     if LogQueue.json:
         return json.dumps({"event": event, **{key: round(value, 1) if isinstance(value, float) else value
                                               for key, value in fields.items()}}, default=str)
@@ -3682,9 +3705,13 @@ class LogQueue(logging.Handler):
                     lines.append(self.line(int(time.time()), "WARNING", logfmt(
                         "log", dropped=told, reason="nobody read the log in time")))
                 data = "".join(lines).encode("utf-8", "backslashreplace")
-                with contextlib.suppress(OSError):  # Nobody reads it any more.
-                    while data:
+                while data:
+                    try:
                         data = data[os.write(self.file, data):]
+                    except BlockingIOError:  # Whoever shares the file has made it so.
+                        select.select([], [self.file], [])
+                    except OSError:  # Nobody reads it any more.
+                        break
             self.written = time.monotonic()
 
     def flush_for(self, seconds: float) -> None:
@@ -3716,7 +3743,7 @@ FAMILIES = {
     "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
     "kubectl_seconds": Family("histogram", "Time that a kubectl ran.",
                               (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
-    "creations_grouped": Family("histogram", "Users whose databases one kubectl created.",
+    "creations_grouped": Family("histogram", "Users and spares whose objects one kubectl created.",
                                 (1, 2, 5, 10, 20, 50)),
     "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
     "spares_failed_total": Family("counter", "Spares that could not be made or did not stay ready."),
@@ -3982,8 +4009,8 @@ def check(options: argparse.Namespace) -> int:
     tls_files = find_tls_files(options)
     if tls := prepare(lambda _: load_tls(tls_files)):
         for name, expiry in tls.expiries.items():
-            days = int((expiry - time.time()) // 86400)
-            say(f"{tls_files[name]} ends in {days} days",
+            days = (expiry - time.time()) // 86400
+            say(f"{tls_files[name]} " + (f"ends in {days:.0f} days" if days < float("inf") else "has no end"),
                 "renew it with gen_cert.sh" if days < EXPIRY_WARNING_SECONDS / 86400 else "")
         for name, begin in tls.awaited().items():
             say(f"{tls_files[name]} begins at {rfc3339(begin)}", FUTURE[name])

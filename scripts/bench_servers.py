@@ -49,7 +49,7 @@ http {{
     listen 127.0.0.1:{port} ssl backlog=1024;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets off; ssl_session_cache off; ssl_verify_client on;
     ssl_certificate {store}/server/server.crt; ssl_certificate_key {store}/server/server.key;
-    ssl_client_certificate {store}/ca/ca.crt;
+    ssl_client_certificate {store}/ca/ca.crt; ssl_crl {store}/ca/ca.crl;
     location / {{ return 200 '{{"user_id": "alice", "status": "ready"}}\\n'; }}
   }}
 }}
@@ -135,7 +135,7 @@ class Version(NamedTuple):
 def start(program: str, *options: str, kubeconfig: str = "", port: int = 0) -> Process:
     """Start a playground.py."""
     files = [f"--ca_crt={store()}/ca/ca.crt", f"--server_key={store()}/server/server.key",
-             f"--server_crt={store()}/server/server.crt"]
+             f"--server_crt={store()}/server/server.crt", f"--crl={store()}/ca/ca.crl"]
     return Process(sys.executable, program, "--host=127.0.0.1", f"--port={port}", *files,
                    "--max_connections_per_client=1000", *options, kubeconfig=kubeconfig, port=port)
 
@@ -244,10 +244,10 @@ def as_read(item: dict[str, Any], version: int) -> dict[str, Any]:
     now, kind = playground.rfc3339(int(time.time())), item["kind"]
     metadata = {**item["metadata"], "namespace": "bench", "uid": secrets.token_hex(18),
                 "resourceVersion": str(version), "creationTimestamp": now}
-    item = {key: value for key, value in item.items() if key not in ("kind", "apiVersion", "stringData")}
     if kind == "Secret":
-        password = base64.b64encode(secrets.token_hex(16).encode()).decode()
-        item.update(type="Opaque", data={"password": password})
+        password = base64.b64encode(item["stringData"]["password"].encode()).decode()
+        item = {**item, "type": "Opaque", "data": {"password": password}}
+    item = {key: value for key, value in item.items() if key not in ("kind", "apiVersion", "stringData")}
     if kind == "Pod":
         container = item["spec"]["containers"][0]
         item["status"] = {

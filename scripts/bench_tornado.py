@@ -38,6 +38,8 @@ async def main(key_store: str) -> None:
     """Serve until the end, after saying on which port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=f"{key_store}/ca/ca.crt")
     context.load_cert_chain(f"{key_store}/server/server.crt", f"{key_store}/server/server.key")
+    context.load_verify_locations(f"{key_store}/ca/ca.crl")
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     context.verify_mode = ssl.CERT_REQUIRED
     # Each connection makes a whole handshake, as with the others.
     context.options |= ssl.OP_NO_TICKET

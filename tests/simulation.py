@@ -707,6 +707,10 @@ class Server:
         """Take a step soon."""
         self.story.after(0, lambda: self.do(step))
 
+    def attempt(self, step: Step) -> None:
+        """Take a step now; what goes wrong in it is a crash."""
+        step()
+
     # What happens to it.
 
     def do(self, step: Step) -> None:

@@ -38,6 +38,9 @@ class Loop:
     def post(self, step: Callable[[], object]) -> None:
         self.call_at(self.now, step)
 
+    def attempt(self, step: Callable[[], object]) -> None:
+        step()
+
     def pass_time(self, seconds: float) -> None:
         until = self.now + seconds
         while self.timers and self.timers[0][0] <= until:
