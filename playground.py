@@ -15,7 +15,7 @@ then what these stand on: templates, kubectl, the TLS files, the log and the met
     tls files            reads the TLS files when they change          nobody: it posts them
     log                  writes the log's lines                        nobody: what does not fit is dropped
     watch, one a kind    reads a kubectl's next line                   nobody: it posts what it says
-    work, ten            one kubectl each                              who asked for what it does
+    work, eleven         one kubectl each                              who asked for what it does
 
 The rule: one thread, the loop's, owns every connection and the whole table of the cluster. No other thread
 touches them; each computes or waits, and posts what came of it (Server.post). So there are always as many
@@ -175,16 +175,18 @@ KUBECTL_SECONDS = 30.0
 # Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
-# A group leaves when nobody has joined it for the first, and at the latest after the second. A class that
-# starts together comes within some 0.1 s, to a busy machine up to 20 ms apart.
-GATHER_SECONDS = (0.02, 0.3)
+# A group leaves when nobody has joined it for the first, or the second while another one runs, and at the
+# latest after the third. A class that starts together comes within some 0.5 s, to a busy machine up to 50 ms
+# apart: of 200, six groups took a fifth longer than four.
+GATHER_SECONDS = (0.02, 0.1, 0.3)
 # Creating kubectls at once: a class of 200 in one go, or three fifths of it and a user who comes alone.
 MAKING_KUBECTLS = 4
-# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, the sweep's, and
-# one that compares the template and the quota with the cluster.
-WORK_THREADS = 10
-# Leases whose renewal one kubectl writes, a request each: as above, it slows down after 300.
+# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, the sweep's two,
+# and one that compares the template and the quota with the cluster.
+WORK_THREADS = 11
+# Leases whose renewal one kubectl writes, a request each: as above, it slows down after 300. Two at once.
 BEATS_PER_KUBECTL = 250
+BEATS_KUBECTLS = 2
 # Idle leases ended in one round, a kubectl each: some 3 s. The rest is the next round's.
 SWEPT_PER_ROUND = 30
 # Users whose beats came before the cluster was known, and are held until then; more are dropped, and
@@ -210,6 +212,8 @@ SPARES_AT_ONCE = 10
 EXPECTED_SECONDS = 30.0
 # Spares of another template: an update's old servers still give them. Twice as long each time they come back.
 OTHERS_SECONDS = 600.0
+# A spare whose removal was refused is not tried again before.
+REFUSED_SECONDS = 60.0
 # After a spare made room for a user none is made for so long.
 NO_SPARES_SECONDS = 600.0
 
@@ -1749,16 +1753,12 @@ class Cluster:
     def answer(self, user: User) -> dict[str, Any]:
         """Return what the owner of a ready database is told, who is heard of by that. Raises ApiError."""
         assert user.lease
-        database, now = self.databases[user.lease.holder], self.clock()
+        database = self.databases[user.lease.holder]
         address, password = self.address(database.id), database.secret.password if database.secret else ""
         if not address or not password:
             raise ApiError(502, NO_ADDRESS if password else NO_PASSWORD)
         lost, moved = user.replacement == database.id, self.has_moved(user, address)
         user.replacement, user.answered = "", address
-        if user.asked:
-            (began, origin), user.asked = user.asked, None
-            metrics.add("databases_given_total", 1, **{"from": origin})
-            metrics.add("data_source_seconds", now - began, **{"from": origin})
         return {"user_id": user.lease.user_id,
                 "data_source": f"mysql://root:{password}@tcp({address}:3306)/?maxAllowedPacket=0",
                 **({"note": LOST if lost else MOVED} if lost or moved else {})}
@@ -1816,6 +1816,10 @@ class Cluster:
             self.counts[user.counted] -= 1
             user.counted = self.status_of(user)
             self.counts[user.counted] += 1
+            if user.asked and user.counted == "ready":
+                (began, origin), user.asked = user.asked, None
+                metrics.add("databases_given_total", 1, **{"from": origin})
+                metrics.add("data_source_seconds", self.clock() - began, **{"from": origin})
             if not (user.lease or user.order or user.failure or user.ended
                     or slug in self.waiting):
                 self.counts[user.counted] -= 1
@@ -2072,8 +2076,10 @@ class Cluster:
     def gone(self, order: Order) -> None:
         """Take up what came of an end."""
         user = order.user
-        if order.id in self.databases:  # What goes takes queries no more, whatever a late watch shows.
-            self.databases[order.id].going = order.ends and not order.failures
+        if database := self.databases.get(order.id):
+            # What goes takes queries no more, whatever a late watch shows; what does not stays for a while.
+            database.going = order.ends and not order.failures
+            database.stays_until = self.clock() + (REFUSED_SECONDS if order.failures else 0)
         if not user:
             return
         if not order.failures:
@@ -2168,21 +2174,24 @@ class Cluster:
         return max(self.settings.sweep_interval, (self.settings.idle_timeout or 43_200) / 50)
 
     def write_beats(self, spacing: float) -> None:
-        """Write the beats that are due, the longest unwritten first, one group after the other."""
+        """Write the beats that are due, the longest unwritten first, in groups."""
         assert self.round
         now, written, tried = self.clock(), self.round.time, self.round.tried
-        due = [user for user in self.users.values() if user.unwritten and user.lease and not user.lease.kept
-               and now - user.written_at >= spacing and user.slug not in tried]
-        due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
-        if not due:
+        while self.round.writing < BEATS_KUBECTLS and not self.round.failed:
+            due = [user for user in self.users.values() if user.unwritten and user.lease
+                   and not user.lease.kept and now - user.written_at >= spacing and user.slug not in tried]
+            due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
+            if not due:
+                break
+            for user in due:
+                user.unwritten = False  # What is heard from here on is another beat.
+                tried.add(user.slug)
+            names = [f"user-{user.slug}" for user in due]
+            self.round.writing += 1
+            self.loop.start(functools.partial(self.patch_leases, names, written),
+                            functools.partial(self.beats_written, due, spacing))
+        if not self.round.writing:
             self.end_round()
-            return
-        for user in due:
-            user.unwritten = False  # What is heard from here on is another beat.
-            tried.add(user.slug)
-        names = [f"user-{user.slug}" for user in due]
-        self.loop.start(functools.partial(self.patch_leases, names, written),
-                        functools.partial(self.beats_written, due, spacing))
 
     def patch_leases(self, names: list[str], renewed: str) -> KubectlError | None:
         """Write beats into leases, as a thread; return what failed, with the names of what did not."""
@@ -2199,6 +2208,7 @@ class Cluster:
     def beats_written(self, due: list[User], spacing: float, failure: KubectlError | None) -> None:
         """Take up which beats were written, and go on with the round."""
         assert self.round
+        self.round.writing -= 1
         printed = failure.printed.decode().split() if failure else ()
         written = {name.rpartition("/")[2] for name in printed}
         for user in due:
@@ -2210,9 +2220,9 @@ class Cluster:
             self.round.failed = True
             if failure.reason == "timeout":  # Half as many may be written in time.
                 self.beats_at_once = max(len(due) // 2, 10)
-            return self.end_round()
-        self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
-        return self.write_beats(spacing)
+        elif not self.round.failed:
+            self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
+        self.write_beats(spacing)
 
     def end_round(self) -> None:
         """Look for who is idle and what is nobody's, if all beats could be written in time.
@@ -2326,7 +2336,8 @@ class Cluster:
         self.others_removed.update(self.others_since.keys() - others)  # Back again, they stay twice as long.
         self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
         mine = []
-        for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going]:
+        for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going
+                      and now >= one.stays_until]:
             pod, hash = spare.pod, spare.secret.template if spare.secret else ""
             if pod and (pod.gone or not pod.ready and (spare.was_ready or now > spare.since + SPARE_SECONDS)):
                 self.spare_failed(pod.why or "it did not stay")
@@ -2418,7 +2429,7 @@ class Cluster:
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
-            user.replacement = ""
+            user.replacement, user.asked = "", None
         elif not was or was.uid != lease.uid:
             user.heard_at, user.written_at = now, float("-inf")  # Nobody knows when it was written.
         elif was.renewed != lease.renewed:
@@ -2713,6 +2724,7 @@ class Database:
         self.had_pod = self.was_ready = self.made_room = False
         self.ready_since = self.half_since = float("inf")  # Half: without its Secret or its Pod.
         self.promised = self.going = False  # To somebody, or away, by an order of this server.
+        self.stays_until = float("-inf")  # Its removal was refused.
 
     def take(self, kind: str, seen: Seen | None) -> None:
         """Take one of its objects as it is now."""
@@ -2767,7 +2779,7 @@ class User:
         self.not_before = float("-inf")  # When room may have been made.
         self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
         self.foreign = ""  # What is in the way of a database, and not ours to touch.
-        # When a database was ordered that is not answered, from what.
+        # When a database was ordered that is not ready so far, from what.
         self.asked: tuple[float, str] | None = None
         self.counted = ""
 
@@ -2803,6 +2815,7 @@ class Round:
 
     def __init__(self, began: float, time: str) -> None:
         self.began, self.time, self.failed = began, time, False
+        self.writing = 0  # Kubectls.
         self.tried: set[str] = set()  # Slugs.
 
 
@@ -2829,9 +2842,10 @@ class Group:
 
     def leave(self) -> None:
         """Start the groups that may start, unless somebody has joined just now."""
-        joined, now = self.joined_at + GATHER_SECONDS[0], self.cluster.clock()
-        if now < min(joined, self.opened_at + GATHER_SECONDS[1]) and len(self.waiting) < self.size:
-            self.cluster.loop.call_at(joined, self.leave)
+        now = self.cluster.clock()
+        leaves = min(self.joined_at + GATHER_SECONDS[bool(self.running)], self.opened_at + GATHER_SECONDS[2])
+        if now < leaves and len(self.waiting) < self.size:
+            self.cluster.loop.call_at(leaves, self.leave)
             return
         self.gathers = False
         while self.waiting and self.running < self.most:
@@ -3102,20 +3116,24 @@ class Template:
         self.kinds = [kind for kind in KINDS if kind in kinds]
         self.persistent = "PersistentVolumeClaim" in kinds
         self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
-        for item in self.objects:
-            if (item.get("metadata") or {}).get("name") != "${name}":
-                raise ValueError(f"lacks in its {item['kind']}: metadata: name: ${{name}}")
-        if (self.objects[0].get("stringData") or {}).get("password") != "${password}":
-            raise ValueError("lacks in its Secret: stringData: password: ${password}")
         try:
             text = json.dumps(self.objects, sort_keys=True, allow_nan=False)
-            self.objects_of(**EXAMPLE)
-        except KeyError as error:
-            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, "
-                             "password, slug, user_id and client") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError("has a value that JSON does not know, such as a date without quotes: "
                              f"{error}") from error
+        try:
+            for item in self.objects:
+                if (item.get("metadata") or {}).get("name") != "${name}":
+                    raise ValueError(f"lacks in its {item['kind']}: metadata: name: ${{name}}")
+            if (self.objects[0].get("stringData") or {}).get("password") != "${password}":
+                raise ValueError("lacks in its Secret: stringData: password: ${password}")
+            self.objects_of(**EXAMPLE)
+            self.needs = self.needs_of_one()
+        except KeyError as error:
+            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, "
+                             "password, slug, user_id and client") from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"has a value of another form than Kubernetes takes there: {error}") from error
         self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
         # Made for its user: nobody else can be given it, so that there are no spares.
         self.per_user = self.persistent or not {"slug", "user_id", "client"}.isdisjoint(
@@ -3147,25 +3165,31 @@ class Template:
                 item.update(labelled({**item, "apiVersion": "v1"}, slug, acquired))
         return objects
 
-    def databases_in(self, hard: dict[str, str]) -> float:
-        """Return for how many databases a quota's limits have room (Kubernetes, "Resource Quotas")."""
+    def needs_of_one(self) -> dict[str, float]:
+        """Return what one database takes of a quota, by its names there (Kubernetes, "Resource Quotas")."""
         needs: dict[str, float] = collections.defaultdict(float, {KINDS[kind][0]: 1 for kind in self.kinds})
         for spec in [item.get("spec") or {} for item in self.objects]:
             for asks in (spec, *(spec.get("containers") or ())):
                 for what, amounts in (asks.get("resources") or {}).items():
-                    for name, amount in amounts.items():
+                    for name, amount in (amounts or {}).items():
                         needs[f"{what}.{name}"] += quantity(str(amount))
+        return needs
+
+    def databases_in(self, hard: dict[str, str]) -> float:
+        """Return for how many databases a quota's limits have room."""
         rooms = []
         for name, bound in hard.items():
-            need = needs.get(name.removeprefix("count/")) or needs.get(f"requests.{name}")
+            need = self.needs.get(name.removeprefix("count/")) or self.needs.get(f"requests.{name}")
             rooms += [quantity(bound) // need] if need else []
         return min(rooms, default=float("inf"))
 
 
 def quantity(text: str) -> float:
-    """Return the number that a quantity stands for (Kubernetes API, "Quantity")."""
-    match = re.fullmatch(r"([-+.0-9]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)", text)
-    number, suffix = match.groups()  # type: ignore[union-attr]
+    """Return the number that a quantity stands for (Kubernetes API, "Quantity"). Raises ValueError."""
+    match = re.fullmatch(r"([-+]?[0-9]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)([numkKMGTPE]i?|)", text)
+    if not match:
+        raise ValueError(f"{text!r} is no quantity such as 500m or 1Gi")
+    number, suffix = match.groups()
     scale = 1024 if suffix.endswith("i") else 1000
     power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
     return float(number) * float(scale) ** power
@@ -3471,28 +3495,31 @@ def load_tls(files: dict[str, str]) -> Tls:
 def names_shown(context: ssl.SSLContext, ca_crt: str, chain: list[bytes]) -> tuple[str, ...]:
     """Return the names in a server's certificate, by a handshake with a client that does not look at them.
 
-    The client trusts the CA, the system's, and what signs itself in the server's file. Raises ValueError if
-    it refuses the certificate, but not for its dates: they are judged when their time comes.
+    The client trusts the CA, what signs itself in the server's file and, if that does not do, the system's
+    CAs, which take 50 ms to load. Raises ValueError if it refuses the certificate, but not for its dates:
+    they are judged when their time comes.
     """
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_flags |= PARTIAL_CHAIN | NO_CHECK_TIME
-    trusting.load_default_certs()
-    trusting.load_verify_locations(ca_crt)
     if roots := [one for one in chain if read_certificate(one).issuer == read_certificate(one).subject]:
         trusting.load_verify_locations(cadata=b"".join(roots))
-    server = context.wrap_bio(to_server, to_client, server_side=True)
-    client = trusting.wrap_bio(to_client, to_server)
-    for side in (client, server, client):
+    refusal = ""
+    for trust in (lambda: trusting.load_verify_locations(ca_crt), trusting.load_default_certs):
+        trust()
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(to_server, to_client, server_side=True)
+        client = trusting.wrap_bio(to_client, to_server)
         try:
-            side.do_handshake()
-        except ssl.SSLWantReadError:
-            pass
+            for side in (client, server, client):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
         except ssl.SSLCertVerificationError as error:
-            raise ValueError(error.verify_message) from error
-    alternatives: Any = (client.getpeercert() or {}).get("subjectAltName", ())
-    return tuple(name for _, name in alternatives)
+            refusal = error.verify_message
+        else:
+            alternatives: Any = (client.getpeercert() or {}).get("subjectAltName", ())
+            return tuple(name for _, name in alternatives)
+    raise ValueError(refusal)
 
 
 def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
@@ -4116,7 +4143,6 @@ def run(options: argparse.Namespace) -> int:
     if settings.spare_databases and template.per_user:
         raise Refusal(f"--spare_databases {options.spare_databases} and {template.path}, which is made for "
                       "its user, exclude each other", "leave one of them out")
-    load_tls(tls_files)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import glob
 import json
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import playground
 from tests import harness
 from tests.harness import (
     PATIENCE_SECONDS,
@@ -790,6 +792,30 @@ class Others(unittest.TestCase):
                 self.assertRegex(refused(*options), words)
                 self.assertRegex(checked(*options), f"(?m)^WRONG  start: .*{words}")
 
+    def test_list_without_an_end_has_none(self) -> None:
+        root = issue("endless-root", A_CA)
+        issue("endless-server", SERVER, root)
+        crl = Ca(f"{root}.key", f"{root}.crt").list_for(90 * 86400, path("ending.crl"))
+        (tbs, algorithm, _) = playground.der(playground.der(playground.pem(read(crl).encode(), "X509 CRL")[0])
+                                             [0][1])
+        fields = [encoded(*field) for field in playground.der(tbs[1])]
+        body = encoded(tbs[0], b"".join(fields[:4] + fields[5:]))  # The fifth is nextUpdate.
+        signature = subprocess.run(["openssl", "dgst", "-sha256", "-sign", f"{root}.key"], input=body,
+                                   check=True, capture_output=True).stdout
+        whole = encoded(0x30, body + encoded(*algorithm) + encoded(0x03, b"\0" + signature))
+        with open(path("endless.crl"), "w", encoding="utf-8") as file:
+            text = base64.encodebytes(whole).decode()
+            file.write(f"-----BEGIN X509 CRL-----\n{text}-----END X509 CRL-----\n")
+        options = (f"--ca_crt={root}.crt", f"--crl={file.name}", f"--server_crt={path('endless-server')}.crt",
+                   f"--server_key={path('endless-server')}.key")
+        self.assertIn(f"ok     {file.name} has no end\n", checked(*options))
+        context = ssl.create_default_context(cafile=f"{root}.crt")
+        context.load_cert_chain(f"{issue('endless-client', CLIENT, root)}.crt", path("endless-client.key"))
+        with Running(*options) as running:
+            plain = socket.create_connection(("127.0.0.1", running.port), PATIENCE_SECONDS)
+            with context.wrap_socket(plain, server_hostname="localhost") as connection:
+                self.assertTrue(is_answered(connection))
+
     def test_serial_number_that_another_cas_list_names_is_let_in(self) -> None:
         one, other = issue("one-root", A_CA), issue("other-root", A_CA)
         crls = []
@@ -828,6 +854,12 @@ class Others(unittest.TestCase):
             eventually(lambda: server.lines('outcome="kept as it was"'), "it is missed")
             with contextlib.suppress(OSError), server.connect("alice") as connection:
                 self.assertFalse(is_answered(connection))
+
+
+def encoded(tag: int, content: bytes) -> bytes:
+    """Return a DER element (X.690, section 8.1) of less than 64 KiB."""
+    return bytes([tag, 0x82, *divmod(len(content), 256)]) + content if len(content) > 255 else (
+        bytes([tag, *([0x81] if len(content) > 127 else []), len(content)]) + content)
 
 
 def dos(text: str) -> str:
