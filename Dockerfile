@@ -1,6 +1,6 @@
 # The server for a cluster: Python, PyYAML and kubectl, and nothing else of its own.
 #
-#   docker build -t sqlflow-playground:1.0.0 .
+#   docker build -t sqlflow-playground:2.0.0 .
 #
 # k8s_templates/playground.yaml runs it with the TLS files in /opt/playground/key_store, where the server
 # looks by itself, a writable /tmp, and everything else read-only.

@@ -79,7 +79,7 @@ try:
 except ImportError:  # Which `run` tells.
     yaml = None  # type: ignore[assignment]
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 
 # ---- Limits: what each bounds, what happens beyond it, why this number, what it does not cover -------

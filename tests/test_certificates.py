@@ -405,7 +405,7 @@ KEY_STORE=$2/store "$3" bob >&2 && KEY_STORE=$2/store "$3" --revoke bob >&2 &&
                                    "P12", "--cert", f"{file}:{password}",
                                    f"https://localhost:{server.port}/api/status"],
                                   capture_output=True, text=True)
-            self.assertEqual(json.loads(said.stdout)["version"], "1.0.0", said)
+            self.assertEqual(json.loads(said.stdout)["version"], playground.__version__, said)
         self.assertEqual(os.stat(file).st_mode & 0o777, 0o600)
         self.assertEqual(gen_cert("--renew", "zoe").returncode, 0)
         self.assertFalse(os.path.exists(file))  # It had the old one.
@@ -798,8 +798,9 @@ class Others(unittest.TestCase):
         crl = Ca(f"{root}.key", f"{root}.crt").list_for(90 * 86400, path("ending.crl"))
         (tbs, algorithm, _) = playground.der(playground.der(playground.pem(read(crl).encode(), "X509 CRL")[0])
                                              [0][1])
-        fields = [encoded(*field) for field in playground.der(tbs[1])]
-        body = encoded(tbs[0], b"".join(fields[:4] + fields[5:]))  # The fifth is nextUpdate.
+        fields = playground.der(tbs[1])
+        del fields[[tag for tag, _ in fields].index(0x17) + 1]  # nextUpdate, behind thisUpdate.
+        body = encoded(tbs[0], b"".join(encoded(*field) for field in fields))
         signature = subprocess.run(["openssl", "dgst", "-sha256", "-sign", f"{root}.key"], input=body,
                                    check=True, capture_output=True).stdout
         whole = encoded(0x30, body + encoded(*algorithm) + encoded(0x03, b"\0" + signature))

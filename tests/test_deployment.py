@@ -210,6 +210,12 @@ class Objects(unittest.TestCase):
                 self.assertEqual(container["terminationMessagePolicy"], "FallbackToLogsOnError")
                 for probe in ("startupProbe", "readinessProbe"):
                     self.assertIn("--port=3307", container[probe]["exec"]["command"][-1])
+                ends = [number(options[f"innodb-{which}-file-path"].rpartition(":")[2] + "i")
+                        for which in ("data", "temp-data")]
+                room = min(number(str(asks)) for asks in re.findall(
+                    r"'(?:sizeLimit|storage)': '(\d+Gi)'", str(items)))
+                # The rest is for the log, and for what is in no file of InnoDB's.
+                self.assertLess(sum(ends) + number(options["innodb-log-file-size"] + "i"), 0.9 * room)
                 (tmp,) = (one["emptyDir"] for one in pod["volumes"] if one["name"] == "tmp")
                 self.assertEqual(tmp["medium"], "Memory")
                 self.assertLess(number(options["tmp-disk-table-size"] + "i"), number(tmp["sizeLimit"]))

@@ -316,7 +316,8 @@ class Lifecycle(unittest.TestCase):
             before = last_beats()
             self.beat(server, *users)
             eventually(lambda: all(last_beats()[user] > before[user] for user in users), "all are written")
-            self.assertEqual(told()[:3], [30, 15, 10])
+            first, *others = dict.fromkeys(size for size in told() if size > 9)  # Some may have come early.
+            self.assertEqual(others[:2], [first // 2, 10])
 
     def test_active_user_is_not_swept_while_beats_cannot_be_written_and_idle_ones_are_afterwards(
         self) -> None:
@@ -825,7 +826,8 @@ class Watches(unittest.TestCase):
     def test_watch_that_meets_what_no_api_server_says_is_told_by_status_and_goes_on(self) -> None:
         said, listed, deep = path("garbage.said"), path("garbage.listed"), b"[" * 100_000
         kubectl, _ = empty_cluster(
-            "garbage", f"while sleep 0.2; do [ -e {said} ] && cat {said} && exec sleep 60; done",
+            "garbage", f"while sleep 0.2; do [ -e {said} ] && cat {said} && exec sleep 60; "
+            'case "$*" in *timeoutSeconds=1) exit 0;; esac; done',
             f"[ -e {listed} ] && cat {listed} && exit;")
         server = Running(kubectl)
         self.addCleanup(server.__exit__, AssertionError)  # Its log may hold tracebacks.
