@@ -44,6 +44,7 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 import queue
 import random
 import re
@@ -771,10 +772,6 @@ class Connection:
                          functools.partial(self.take, self.resume, self.ask_if_there))
         return None
 
-    def ask_last(self) -> None:
-        """Ask for the last time: the answer is due."""
-        self.ask_again(late=True)
-
     def ask_if_there(self) -> None:
         """Ask again, unless the client has gone: what it does not hear it is to be told when it is back."""
         self.leave_if_gone()
@@ -956,7 +953,7 @@ STATES = {
     "body": State(READ, BODY_SECONDS, Connection.read, Connection.complain),
     # For its user's entry in the cluster's table to change.
     "waiting": State(NOTHING, CREATE_SECONDS, Connection.ask_if_there,
-                     lambda connection: connection.resume(connection.ask_last)),
+                     lambda connection: connection.resume(lambda: connection.ask_again(late=True))),
     # For its turn, or for a refused heart beat's answer to leave.
     "pausing": State(NOTHING, 0, Connection.resume, None),
     "answering": State(WRITE, ANSWER_SECONDS, lambda connection: connection.resume(connection.write),
@@ -1602,9 +1599,9 @@ class Cluster:
             raise user.failure[0]
         standing = self.standing(user)
         if standing == "ready" and not user.order:
-            if not self.overdue(user):
+            if not 0 < self.settings.idle_timeout < self.clock() - user.written_at:
                 return self.answer(user)
-            self.renew(user)
+            self.renew(user)  # Another server may be about to end what was not written for so long.
         if late:
             raise self.why_not_ready(user)
         if not user.order and self.clock() >= user.not_before:
@@ -1779,10 +1776,6 @@ class Cluster:
         if user.lease and user.lease.renewed and not user.unwritten:
             return user.lease.renewed[:19] + "Z"
         return rfc3339(int(self.wall() - self.clock() + user.heard_at))
-
-    def overdue(self, user: User) -> bool:
-        """Tell whether another server may be about to end a lease: nothing was written for too long."""
-        return 0 < self.settings.idle_timeout < self.clock() - user.written_at
 
     def why_not_ready(self, user: User) -> ApiError | KubectlError:
         """Return why a database was not ready in time."""
@@ -3428,7 +3421,7 @@ def load_tls(files: dict[str, str]) -> Tls:
     for name, path in files.items():
         with blaming(f"--{name} {path} cannot be read",
                      "make it with gen_cert.sh server, or name another file"):
-            content[name] = read_file(path) if path or name != "crl" else b""
+            content[name] = pathlib.Path(path).read_bytes() if path or name != "crl" else b""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Forward secrecy and authenticated encryption, as TLS 1.3 has it; also Mozilla's "intermediate".
@@ -3597,12 +3590,6 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
 FUTURE = dict.fromkeys(("ca_crt", "server_crt"), "see that all clocks are right: until then the one before "
                        "stays in use, and nobody gets in where there was none")
 FUTURE["crl"] = "see that all clocks are right: what it revokes is shut out already"
-
-
-def read_file(path: str) -> bytes:
-    """Return a file's content. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def pem(content: bytes, label: str) -> list[bytes]:
@@ -3913,8 +3900,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
            type=limit)
     option("max_databases_per_client", 0, "databases of one client; 0 for no limit", type=limit)
     option("max_connections_per_client", MAX_CONNECTIONS_PER_CLIENT,
-           "connections of one client at once; 0 for no limit",
-           type=limit)
+           "connections of one client at once; 0 for no limit", type=limit)
     option("spare_databases", None, "databases kept running without a user, for the next ones to come",
            shown="1; 0 if the template is made for its user", type=limit)
     option("ready_file", "", "file that is made once the cluster is known, for a readiness probe",

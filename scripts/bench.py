@@ -582,15 +582,12 @@ def to_query(count: int) -> None:
 
 def main() -> None:
     """Measure as the options say."""
-    parser = argparse.ArgumentParser(prog="scripts/bench",
-                                     description="Measure the server; the last line is one JSON object.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--growth", action="store_true",
-                        help="also at 1 to 10,000 databases and 1 to 256 connections")
-    parser.add_argument("--against", metavar="DIRECTORY",
-                        help="also the server of another checkout, beside this one's")
-    parser.add_argument("--only", choices=("servers", "cluster"), help="leave out the other half")
-    parser.add_argument("--cluster", default="", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(prog="scripts/bench", add_help=False)  # The script has the help.
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--against", metavar="DIRECTORY")
+    parser.add_argument("--only", choices=("servers", "cluster"))
+    parser.add_argument("--cluster", default="")
     options = parser.parse_args()
     rounds, seconds = (2, 0.3) if options.quick else (7, 2)
     for name in ("server", "alice"):

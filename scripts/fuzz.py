@@ -10,6 +10,7 @@ import glob
 import itertools
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -372,7 +373,7 @@ def run(name: str, seconds: int) -> bool:
              f"-artifact_prefix={folder}/found-", f"-dict={folder}/words", os.path.join(folder, "corpus")],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output = result.stdout.decode(errors="replace")
-        found = [playground.read_file(path) for path in glob.glob(f"{folder}/found-*")]
+        found = [pathlib.Path(path).read_bytes() for path in glob.glob(f"{folder}/found-*")]
     executions = re.findall(r"number_of_executed_units: *(\d+)", output)
     features = re.findall(r"cov: (\d+) ft: (\d+)", output)
     if result.returncode == 0 and executions and features:
