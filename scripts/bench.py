@@ -89,38 +89,54 @@ def loaded(loop: Callable[[load.Target, int, float], tuple[float, float]], serve
     return rate, (server.cpu() - cpu) / (time.monotonic() - started) / rate * 1000, client
 
 
-def compare(peers: dict[str, servers.Process], rounds: int, seconds: float) -> float:
-    """Measure throughput in turns; return the best rate of Tornado on kept connections."""
-    best = 0.0
-    for what, loop, keys in (("new connections", load.new_connections,
-                              {"Tornado": "connect_vs_tornado", "nginx": "connect_vs_nginx",
-                               "the other": "connect_vs_other"}),
-                             ("kept connections", load.closed_loop,
-                              {"Tornado": "keepalive_vs_tornado", "the other": "keepalive_vs_other"})):
-        seen: dict[str, list[tuple[float, float, float]]] = {
-            name: [] for name in peers if name in ("ours", *keys)}
-        for name in seen:
-            loaded(loop, peers[name], 0.1)  # Warm.
-        for number in range(rounds):
-            # Each goes first in its turn: who follows whom makes a difference, too.
-            for name in in_turn(list(seen), number):
-                seen[name].append(loaded(loop, peers[name], seconds))
+@contextlib.contextmanager
+def started(versions: dict[str, servers.Version]) -> Iterator[dict[str, servers.Process]]:
+    """Start ours and its peers."""
+    with contextlib.ExitStack() as stack:
+        peers = {name: stack.enter_context(version.serve()) for name, version in versions.items()}
+        for server in peers.values():
+            wait_until_known(server)
+        peers["Tornado"] = stack.enter_context(servers.tornado())
+        peers["nginx"] = stack.enter_context(servers.nginx())
+        yield peers
+
+
+def compare(versions: dict[str, servers.Version], rounds: int, seconds: float) -> float:
+    """Measure throughput in turns; return the best rate of Tornado on kept connections.
+
+    Each round has processes of its own: of one program, one is faster than another by up to a fifth.
+    """
+    loops = {"new connections": (load.new_connections, {
+        "Tornado": "connect_vs_tornado", "nginx": "connect_vs_nginx", "the other": "connect_vs_other"}),
+             "kept connections": (load.closed_loop, {
+        "Tornado": "keepalive_vs_tornado", "the other": "keepalive_vs_other"})}
+    seen: dict[str, dict[str, list[tuple[float, float, float]]]] = {
+        what: collections.defaultdict(list) for what in loops}
+    for number in range(rounds):
+        with started(versions) as peers:
+            for what, (loop, keys) in loops.items():
+                names = [name for name in peers if name in ("ours", *keys)]
+                for name in names:
+                    loaded(loop, peers[name], 0.1)  # Warm.
+                # Each goes first in its turn: who follows whom makes a difference, too.
+                for name in in_turn(names, number):
+                    seen[what][name].append(loaded(loop, peers[name], seconds))
+    for what, (_, keys) in loops.items():
         costs = {}
-        for name, results in seen.items():
+        for name, results in seen[what].items():
             rate, cost, client = (statistics.median(column) for column in zip(*results))
             costs[name] = cost
             show(f"{what}, {AT_A_TIME} at a time: {name}", [result[0] for result in results], "/s",
                  f"{cost:.2f} ms of CPU each, {cost * rate / 10:.0f} %; the client's "
                  f"{client / rate * 1000:.2f} ms, {100 * client:.0f} %")
         for peer, key in keys.items():
-            if peer in seen:
-                put_ratio(key, peer, [result[0] for result in seen["ours"]],
-                          [result[0] for result in seen[peer]],
+            if peer in seen[what]:
+                put_ratio(key, peer, [result[0] for result in seen[what]["ours"]],
+                          [result[0] for result in seen[what][peer]],
                           f"{costs['ours'] / costs[peer]:.2f} of its CPU each")
-        busiest = max(result[2] for results in seen.values() for result in results)
+        busiest = max(result[2] for results in seen[what].values() for result in results)
         print(f"  the client is not the limit: it takes {100 * busiest:.0f} % of a core at most", flush=True)
-        best = max(result[0] for result in seen["Tornado"])
-    return best
+    return max(result[0] for result in seen["kept connections"]["Tornado"])
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
@@ -598,13 +614,8 @@ def main() -> None:
         versions["the other"] = servers.of_checkout(os.path.abspath(options.against))
     print(f"{'':47} {'median':>9} {'':5} {'least':>9} .. {'most':9} {'load':>5}", flush=True)
     if options.only != "cluster":
-        with contextlib.ExitStack() as stack:
-            peers = {name: stack.enter_context(version.serve()) for name, version in versions.items()}
-            for server in peers.values():
-                wait_until_known(server)
-            peers["Tornado"] = stack.enter_context(servers.tornado())
-            peers["nginx"] = stack.enter_context(servers.nginx())
-            best = compare(peers, rounds, seconds)
+        best = compare(versions, rounds, seconds)
+        with started(versions) as peers:
             tails(peers, best / 2, rounds, 2 * seconds)
             warm(peers["ours"], 300 if options.quick else 1000)
             if options.growth:

@@ -244,6 +244,9 @@ def as_read(item: dict[str, Any], version: int) -> dict[str, Any]:
     now, kind = playground.rfc3339(int(time.time())), item["kind"]
     metadata = {**item["metadata"], "namespace": "bench", "uid": secrets.token_hex(18),
                 "resourceVersion": str(version), "creationTimestamp": now}
+    address = f"10.{version >> 14}.{version >> 7 & 127}.{version & 127}"
+    if kind == "Lease":
+        metadata["annotations"] = {**metadata["annotations"], playground.ADDRESS: address}
     if kind == "Secret":
         password = base64.b64encode(item["stringData"]["password"].encode()).decode()
         item = {**item, "type": "Opaque", "data": {"password": password}}
@@ -251,8 +254,8 @@ def as_read(item: dict[str, Any], version: int) -> dict[str, Any]:
     if kind == "Pod":
         container = item["spec"]["containers"][0]
         item["status"] = {
-            "phase": "Running", "hostIP": "10.0.0.1", "podIP": f"10.{version >> 14}.{version >> 7 & 127}."
-            f"{version & 127}", "startTime": now, "qosClass": "Burstable",
+            "phase": "Running", "hostIP": "10.0.0.1", "podIP": address, "startTime": now,
+            "qosClass": "Burstable",
             "conditions": [{"type": name, "status": "True", "lastProbeTime": None, "lastTransitionTime": now}
                            for name in ("PodScheduled", "Initialized", "ContainersReady", "Ready")],
             "containerStatuses": [{"name": container["name"], "image": container["image"], "ready": True,
