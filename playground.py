@@ -2874,9 +2874,10 @@ class Group:
         self.joined_at = self.cluster.clock()
         self.opened_at = self.opened_at if self.waiting else self.joined_at
         self.waiting.append(one)
-        if not self.gathers:
+        full = len(self.waiting) == self.size
+        if full or not self.gathers:
             self.gathers = True
-            self.cluster.loop.call_at(self.joined_at + GATHER_SECONDS[0], self.leave)
+            self.cluster.loop.call_at(self.joined_at + (0 if full else GATHER_SECONDS[0]), self.leave)
 
     def leave(self) -> None:
         """Start the groups that are full, and then the rest, unless more may join it."""
@@ -3545,7 +3546,7 @@ def names_shown(context: ssl.SSLContext, ca_crt: str, chain: list[bytes]) -> tup
     if roots := [one for one in chain if read_certificate(one).issuer == read_certificate(one).subject]:
         trusting.load_verify_locations(cadata=b"".join(roots))
     refusal = ""
-    for trust in (lambda: trusting.load_verify_locations(ca_crt), trusting.load_default_certs):
+    for trust in (functools.partial(trusting.load_verify_locations, ca_crt), trusting.load_default_certs):
         trust()
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
         server = context.wrap_bio(to_server, to_client, server_side=True)

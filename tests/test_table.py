@@ -306,7 +306,7 @@ class Table(Case):
         given = self.cluster.given
 
         def failing(order: playground.Order) -> None:
-            1 / (order.user is None or order.user.slug != "ann")  # type: ignore[operator]
+            1 / (order.user is None or order.user.slug != "ann")
             given(order)
         self.cluster.given = failing  # type: ignore[method-assign]
         self.create("ann")
@@ -315,6 +315,33 @@ class Table(Case):
         self.get_ready("ben")
         self.assertIn("data_source", self.create("ben"))
         self.assertIsNone(self.cluster.users["ann"].order)
+
+    def test_group_leaves_when_it_is_full_or_nobody_comes(self) -> None:
+        alone, company, longest = playground.GATHER_SECONDS
+        group = playground.Group(self.cluster, lambda batch: None, lambda batch, _: None, size=3, most=2)
+        group.add(1)
+        self.loop.pass_time(alone)
+        self.assertEqual(len(self.loop.started), 1)
+        group.add(2)
+        self.loop.pass_time(company * 0.9)
+        self.assertEqual(len(self.loop.started), 1)
+        self.loop.pass_time(company * 0.2)
+        self.assertEqual(len(self.loop.started), 2)
+        for number in range(4):  # As many run as may.
+            group.add(number)
+        self.loop.pass_time(2 * longest)
+        self.assertEqual(len(self.loop.started), 2)
+        for _ in range(2):
+            work, then = self.loop.started.pop(0)
+            then(work())
+        self.assertEqual([len(work.args[0]) for work, _ in self.loop.started], [3, 1])  # type: ignore
+        for work, then in self.loop.started[:]:
+            then(work())
+        self.loop.started.clear()
+        for number in range(4):
+            group.add(number)
+        self.loop.pass_time(0)
+        self.assertEqual([len(work.args[0]) for work, _ in self.loop.started], [3])  # type: ignore
 
     def test_last_beats_that_are_refused_are_tried_once_a_second(self) -> None:
         self.known()
