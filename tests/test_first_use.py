@@ -77,7 +77,8 @@ class Start(unittest.TestCase):
                 with self.subTest(python):
                     result = subprocess.run(
                         [python, "-m", "unittest", "-q", "tests.test_table", "test_playground.Requests",
-                         "test_playground.Names", "test_playground.Wire.test_answers_are_json_and_say_nothing_of_the_server"],
+                         "test_playground.Names",
+                         "test_playground.Wire.test_answers_are_json_and_say_nothing_of_the_server"],
                         cwd=ROOT,
                         env={**os.environ, "PYTHONPATH": modules, "PYTHONDONTWRITEBYTECODE": "yes"},
                         capture_output=True, text=True)
