@@ -720,7 +720,7 @@ class Pods(unittest.TestCase):
         address = self.create(bare("mysql-taken"), ready="mysql-taken")
         query(address, "SET GLOBAL max_connections=10")  # The least.
         busy = [subprocess.Popen(["mariadb", "--no-defaults", f"--host={address}", "--user=root",
-                                  "--execute=SELECT SLEEP(60)"], stdout=subprocess.DEVNULL,
+                                  "--execute=SELECT SLEEP(600)"], stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL, env={**os.environ, "MYSQL_PWD": "secret-word"})
                 for _ in range(14)]  # 11 can be, the last of them since root may.
         for process in busy:
