@@ -187,9 +187,9 @@ GROUP_USERS = 50
 GATHER_SECONDS = (0.02, 0.1, 0.5)
 # Creating kubectls at once: a class of 200 in one go, or three fifths of it and a user who comes alone.
 MAKING_KUBECTLS = 4
-# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, the sweep's two,
-# and one that compares the template and the quota with the cluster.
-WORK_THREADS = 11
+# Kubectls at once, but for the watches: those, two that end databases, two that read afresh, the sweep's two
+# for beats and one for what is nobody's, and one that compares the template and the quota with the cluster.
+WORK_THREADS = 12
 # Leases whose renewal one kubectl writes, a request each: as above, it slows down after 300. Two at
 # once write 1,000 in 2.7 s, one after the other 4.0.
 BEATS_PER_KUBECTL = 250
@@ -1609,6 +1609,7 @@ class Cluster:
         self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
         self.beats_at_once, self.beats_written_at = BEATS_PER_KUBECTL, self.wall()
         self.round: Round | None = None
+        self.seeks_garbage = False
         self.stopped, self.last_beats_from = False, float("-inf")
         self.idle_since = self.clock()  # Nobody counts as idle since before this.
         self.expected: dict[str, float] = {}  # Slugs of users whose databases start, and since when.
@@ -2064,12 +2065,14 @@ class Cluster:
 
     def order_done(self, order: Order) -> None:
         """Take up what came of an order."""
-        for item in order.made:
-            self.learn_item(item)
         if order.id in self.databases:
             self.databases[order.id].promised = False
-        if user := order.user:
+        user, client = order.user, ""
+        if user:  # First: whatever is wrong with what was made, the next request can go on.
             client, user.order, user.coming = user.coming, None, ""
+        for item in order.made:
+            self.learn_item(item)
+        if user:
             if any(item["kind"] == "Lease" for item in order.made):
                 user.written_at = self.clock()
             if client and not (user.lease and user.lease.client == client):
@@ -2281,7 +2284,10 @@ class Cluster:
         # Not always the same, should they fail.
         for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
             self.look(user, idle=True)
-        if suspects:
+        # One at a time, and what was found is on its way: rounds that are shorter than a reading takes would
+        # otherwise have every thread read the same, and none left to delete it, or to make anything.
+        if suspects and not self.seeks_garbage and not self.ending.waiting:
+            self.seeks_garbage = True
             named_by = {id: list(self.holders.get(id, ())) for id in suspects[:SUSPECTS_PER_ROUND]}
             self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
 
@@ -2346,6 +2352,7 @@ class Cluster:
 
     def remove_garbage(self, found: Any) -> None:
         """Have what is nobody's deleted."""
+        self.seeks_garbage = False
         for id in () if isinstance(found, KubectlError) else found[0]:
             self.destroy(id)
         for secret in () if isinstance(found, KubectlError) else found[1]:

@@ -559,27 +559,28 @@ class Lifecycle(unittest.TestCase):
         program = altered("playground.HALF_MADE_SECONDS = playground.HALF_A_SPARE_SECONDS = "
                           "playground.YOUNG_SECONDS = 1")
         options = ("--idle_timeout=0", "--sweep_interval=1", "--spare_databases=0")
-        with Running(*options, program=program).known() as survivor:
-            for attempt in range(2):
-                users = [f"half-{attempt}-{number}" for number in range(12)]
-                with Running(f"--spare_databases={6 * attempt}").known() as victim, \
-                        contextlib.ExitStack() as stack:
-                    eventually(lambda victim=victim, count=6 * attempt: victim.call(
-                        "alice", "status")[1]["spares_ready"] >= count, "spares are ready")
-                    for user in users:  # Each is at another moment of its creation when the server is killed.
-                        stack.enter_context(victim.begin("create_db", user))
-                        time.sleep(0.05 + 0.05 * attempt)
-                    victim.process.kill()
-                    victim.process.wait()
+        for attempt in range(2):
+            users = [f"half-{attempt}-{number}" for number in range(12)]
+            with Running(f"--spare_databases={6 * attempt}").known() as victim, \
+                    contextlib.ExitStack() as stack:
+                # Before the other one is here: that one would remove them, since it wants none.
+                eventually(lambda victim=victim, count=6 * attempt: victim.call(
+                    "alice", "status")[1]["spares_ready"] >= count, "spares are ready")
+                survivor = stack.enter_context(Running(*options, program=program).known())
+                for user in users:  # Each is at another moment of its creation when the server is killed.
+                    stack.enter_context(victim.begin("create_db", user))
+                    time.sleep(0.05 + 0.05 * attempt)
+                victim.process.kill()
+                victim.process.wait()
                 answers = survivor.create_at_once(users)
                 self.assertEqual({status for status, _ in answers}, {200}, answers)
                 self.assertEqual(len({answer["data_source"] for _, answer in answers}), 12)
                 for user, (_, answer) in zip(users, answers):
                     self.assertIn(f":{password_of(database_of(user))}@", answer["data_source"])
-            for kind, label in (("lease", playground.USER), ("secret,pod", playground.DATABASE)):
-                count = 24 * len(kind.split(","))
-                eventually(lambda kind=kind, label=label, count=count: len(kubectl(
-                    "get", kind, "-l", label, "-o", "name").split()) == count, "nothing else is left")
+                for kind, label in (("lease", playground.USER), ("secret,pod", playground.DATABASE)):
+                    count = 12 * (attempt + 1) * len(kind.split(","))
+                    eventually(lambda kind=kind, label=label, count=count: len(kubectl(
+                        "get", kind, "-l", label, "-o", "name").split()) == count, "nothing else is left")
 
     def test_what_is_nobodys_is_swept_and_a_spare_only_once_it_was_half_made_for_long(self) -> None:
         template = playground.Template(os.path.join(ROOT, "k8s_templates", "mysql.yaml"))

@@ -428,6 +428,21 @@ class Table(Case):
         self.cluster.settle()
         self.assertEqual(self.cluster.users, {})
 
+    def test_rounds_shorter_than_a_reading_leave_threads_for_everything_else(self) -> None:
+        self.known()
+        for number in range(playground.SUSPECTS_PER_ROUND + 1):
+            secret = self.cluster.template.objects_of(f"left{number}", "0" * 32, f"gone-{number}")[0]
+            self.kubectl("create", reason="", stdin=playground.listed([secret]))
+            self.watch("Secret", f"mysql-left{number}")
+        self.cluster.sweep()
+        for _ in range(playground.WORK_THREADS):  # They read, and nothing comes of it yet.
+            self.loop.pass_time(10)
+        self.assertEqual(len(self.loop.started), 1)
+        self.work()  # What was found is to be deleted, but the kubectls that delete take their time.
+        for _ in range(playground.WORK_THREADS):
+            self.loop.pass_time(10)
+        self.assertLess(len(self.loop.started), playground.WORK_THREADS / 2)
+
 
 class Persistent(Case):
     template = "mysql-persistent.yaml"
