@@ -15,7 +15,7 @@ then what these stand on: templates, kubectl, the TLS files, the log and the met
     tls files            reads the TLS files when they change          nobody: it posts them
     log                  writes the log's lines                        nobody: what does not fit is dropped
     watch, one a kind    reads a kubectl's next line                   nobody: it posts what it says
-    work, eleven         one kubectl each                              who asked for what it does
+    work, twelve         one kubectl each                              who asked for what it does
 
 The rule: one thread, the loop's, owns every connection and the whole table of the cluster. No other thread
 touches them; each computes or waits, and posts what came of it (Server.post). So there are always as many
