@@ -3568,7 +3568,7 @@ def names_shown(context: ssl.SSLContext, ca_crt: str, chain: list[bytes]) -> tup
             refusal = error.verify_message
         else:
             alternatives: Any = (client.getpeercert() or {}).get("subjectAltName", ())
-            return tuple(name for _, name in alternatives)
+            return tuple(name for kind, name in alternatives if kind in ("DNS", "IP Address"))
     raise ValueError(refusal)
 
 
@@ -3595,9 +3595,7 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
             try:
                 read = load_tls(files)
                 awaited = read.awaited()
-                if lost := set(tls.names) - set(read.names):
-                    log.warning(logfmt("tls", file=files["server_crt"], lacks=",".join(sorted(lost)),
-                                       remedy="clients who use these names refuse it: renew it with them"))
+                warn_of_names(files["server_crt"], set(tls.names), set(read.names))
                 revoked = read.revoked | tls.revoked if awaited else read.revoked
                 kept = awaited.keys() - {"crl"} and not tls.lets_nobody_in()
                 if (new := (tls if kept else read)._replace(revoked=revoked)) != tls:
@@ -3643,6 +3641,26 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
             log.warning(logfmt("tls", file=files[name], begins=rfc3339(begin), remedy=FUTURE[name]))
 
 
+def names_before(server_crt: str) -> set[str]:
+    """Return the names that the server's certificate had at the last start, as `warn_of_names` kept them."""
+    with contextlib.suppress(OSError):
+        return set(pathlib.Path(f"{server_crt}.names").read_text("utf-8", "replace").split())
+    return set()
+
+
+def warn_of_names(server_crt: str, before: set[str], names: set[str]) -> None:
+    """Warn of names that a server's certificate has no longer; keep those it has for the next start.
+
+    They are kept beside it. Where that cannot be written (a Secret's volume), a start knows none of before.
+    """
+    if lost := before - names:
+        log.warning(logfmt("tls", file=server_crt, lacks=",".join(sorted(lost)), remedy=LACKING))
+    if names != names_before(server_crt):
+        with contextlib.suppress(OSError):
+            pathlib.Path(f"{server_crt}.names").write_text("\n".join(sorted(names)), "utf-8")
+
+
+LACKING = "clients who use these names refuse it: renew it with them"
 # What is to be done about a file whose time has not come, and what happens until then.
 FUTURE = dict.fromkeys(("ca_crt", "server_crt"), "see that all clocks are right: until then the one before "
                        "stays in use, and nobody gets in where there was none")
@@ -4089,6 +4107,8 @@ def check(options: argparse.Namespace) -> int:
             say(f"{tls_files[name]} begins at {rfc3339(begin)}", FUTURE[name])
         say(f"{tls_files['server_crt']} is a server's, for {', '.join(tls.names) or 'nobody'}",
             "" if tls.names else "it has no subjectAltName: clients refuse it")
+        if lost := names_before(tls_files["server_crt"]) - set(tls.names):
+            print(f"-      it was also for {', '.join(sorted(lost))} at the last start: {LACKING}")
         if not tls_files.get("crl"):
             print(f"-      revocation list: {NO_LIST}; gen_cert.sh makes one beside the CA's certificate")
         for name in tls.unlisted:
@@ -4227,6 +4247,7 @@ def run(options: argparse.Namespace) -> int:
                     certificate_ends=rfc3339(server.tls.expiries["server_crt"]),
                     context=options.context or "current", namespace=kubectl.namespace, template=template.path,
                     idle_timeout=f"{options.idle_timeout:.0f}s" if options.idle_timeout else "never"))
+    warn_of_names(options.server_crt, names_before(options.server_crt), set(server.tls.names))
     for name in server.tls.unlisted:
         log.warning(logfmt("tls", file=tls_files["crl"], lacks=name, remedy=UNLISTED))
     server.serve_forever()

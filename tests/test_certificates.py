@@ -792,6 +792,26 @@ class Others(unittest.TestCase):
                 self.assertRegex(refused(*options), words)
                 self.assertRegex(checked(*options), f"(?m)^WRONG  start: .*{words}")
 
+    def test_names_that_the_last_start_had_and_this_one_lacks_are_a_warning_once(self) -> None:
+        root, pair = issue("named-root", A_CA), path("named")
+        more = f"{SERVER}, DNS:play.example.org, IP:10.0.0.7, email:a@example.org, dirName:d\n[d]\nCN = there"
+        options = f"--ca_crt={root}.crt", f"--server_crt={pair}.crt", f"--server_key={pair}.key"
+        for extensions, warnings in (more, 0), (SERVER, 1), (SERVER, 0), (more, 0):
+            issue("named", extensions, root)
+            with self.subTest(extensions=extensions, warnings=warnings):
+                self.assertEqual(checked(*options).count("for 10.0.0.7, play.example.org at"), warnings)
+                with Running(*options) as running:
+                    said = running.lines(f"level=WARNING event=tls file={pair}.crt lacks=")
+                    self.assertEqual([' lacks="10.0.0.7,play.example.org" ' in line for line in said],
+                                     [True] * warnings)
+        os.remove(f"{pair}.crt.names")
+        os.mkdir(f"{pair}.crt.names")  # As where it cannot be written.
+        issue("named", SERVER, root)
+        with Running(*options) as running:
+            self.assertEqual(running.lines("lacks="), [])
+            issue("named", "extendedKeyUsage = serverAuth\nsubjectAltName = DNS:localhost", root)
+            eventually(lambda: running.lines("lacks=127.0.0.1 "), "the change of a running server is told")
+
     def test_list_without_an_end_has_none(self) -> None:
         root = issue("endless-root", A_CA)
         issue("endless-server", SERVER, root)
