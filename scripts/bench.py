@@ -358,7 +358,7 @@ def all_ready(count: int, seen: dict[str, float]) -> float:
 
 
 def rest() -> None:
-    """Wait until the machine is idle: an API server is busy for a while with what was made and deleted before."""
+    """Wait until the machine is idle: what was made and deleted before keeps an API server busy."""
     def idle() -> bool:
         before = ticks()
         time.sleep(0.5)
