@@ -3306,8 +3306,6 @@ class Kubectl:
         setpriv = [shutil.which("setpriv") or "", "--pdeathsig", "KILL"]
         if setpriv[0] and subprocess.run([*setpriv, "true"], capture_output=True).returncode == 0:
             self.command = [*setpriv, *self.command]
-        # Else Go has as many threads as there are cores collect a small heap's garbage: a seventh of the CPU.
-        self.environment = {"GOMAXPROCS": "1", **os.environ}
         self.lock = threading.Lock()
         self.running: dict[int, subprocess.Popen[bytes]] = {}  # By process id.
         self.stopped = False
@@ -3388,9 +3386,10 @@ class Kubectl:
         with self.lock:
             if self.stopped:
                 raise OSError("this server is stopping")
-            # A group of its own, so that it ends together with the credential helpers it may start.
+            # A group of its own, so that it ends together with the credential helpers it may start. On one
+            # thread: Go would have one for each core collect a small heap's garbage, a seventh of the CPU.
             process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=words,
-                                       start_new_session=True, env=self.environment)
+                                       start_new_session=True, env={"GOMAXPROCS": "1", **os.environ})
             self.running[process.pid] = process
             return process
 

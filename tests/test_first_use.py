@@ -54,10 +54,11 @@ class Start(unittest.TestCase):
     """What keeps the server from starting is one line with the remedy, and exit status 2."""
 
     def test_python_that_is_too_old_is_told_so_even_by_what_it_cannot_parse(self) -> None:
-        with self.assertRaises(SyntaxError) as caught:
-            ast.parse(read("playground.py"), feature_version=(3, 7))
-        line = read("playground.py").splitlines()[(caught.exception.lineno or 0) - 1]
-        self.assertIn("needs Python 3.9", line)
+        if sys.version_info >= (3, 10):  # 3.9 itself does not look at the version.
+            with self.assertRaises(SyntaxError) as caught:
+                ast.parse(read("playground.py"), feature_version=(3, 7))
+            line = read("playground.py").splitlines()[(caught.exception.lineno or 0) - 1]
+            self.assertIn("needs Python 3.9", line)
         result = subprocess.run(
             [sys.executable, "-c", "import runpy, sys; sys.version_info = (3, 8, 18, 'final', 0)\n"
              f"runpy.run_path({os.path.join(ROOT, 'playground.py')!r}, run_name='__main__')"],

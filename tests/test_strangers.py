@@ -73,7 +73,7 @@ class Strangers(unittest.TestCase):
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 context.maximum_version = version
                 plain = socket.create_connection(("127.0.0.1", self.server.port))
-                with self.subTest(name, version=version), \
+                with self.subTest(name, version=version.name), \
                         self.assertRaises((ssl.SSLError, ConnectionError)), \
                         plain, context.wrap_socket(plain, server_hostname="localhost") as connection:
                     connection.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -95,7 +95,7 @@ class Strangers(unittest.TestCase):
                                 b'POST /api/create_db HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n'
                                 b'{"user_id": "a"}'):
                     plain = socket.create_connection(("127.0.0.1", self.server.port), PATIENCE_SECONDS)
-                    with self.subTest(subject, version=version, request=request), \
+                    with self.subTest(subject, version=version.name, request=request), \
                             context.wrap_socket(plain, server_hostname="localhost") as connection:
                         connection.sendall(request.replace(b"Host", b"Connection: close\r\nHost"))
                         head, _, content = receive_all(connection).partition(b"\r\n\r\n")
@@ -343,7 +343,7 @@ class Fortress(unittest.TestCase):
         with Running(kubeconfig=path("dead.kubeconfig")) as server:
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 for record, alert in list(broken.items()) * 10:
-                    with self.subTest(alert, version=version), connected(server, version) as connection:
+                    with self.subTest(alert, version=version.name), connected(server, version) as connection:
                         connection.sendall(STATUS)
                         socket.socket.sendall(connection, record)
                         time.sleep(0.05)
@@ -359,7 +359,7 @@ class Fortress(unittest.TestCase):
     def test_every_end_says_good_bye_without_waiting_for_the_client(self) -> None:
         program = altered("playground.STATES['idle'] = playground.STATES['idle']._replace(seconds=2)")
         for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-            with self.subTest(version=version), contextlib.ExitStack() as stack, \
+            with self.subTest(version=version.name), contextlib.ExitStack() as stack, \
                     Running("--max_connections_per_client=1", program=program) as server:
                 def asked(server: Running = server, version: ssl.TLSVersion = version,
                           stack: contextlib.ExitStack = stack) -> ssl.SSLSocket:
@@ -590,7 +590,7 @@ class Alerts(unittest.TestCase):
                             context.minimum_version = context.maximum_version = version
                             if pair:
                                 context.load_cert_chain(*pair)
-                            with self.subTest(wrong, version=version, method=method):
+                            with self.subTest(wrong, version=version.name, method=method):
                                 told = ask(method, context, pair)
                                 heard = [bool(re.search(f"alert.*({alert})", one.replace("_", " "), re.I))
                                          for one in told]
