@@ -74,6 +74,7 @@ class Interface(unittest.TestCase):
 
     @unittest.skipUnless(KUBECONFIG, "PLAYGROUND_TEST_KUBECONFIG is not set")
     @unittest.skipUnless(importlib.util.find_spec("schemathesis"), "no schemathesis: scripts/test has it")
+    @unittest.skipIf(sys.version_info < (3, 10), "schemathesis of Python 3.9 knows no \\p in a pattern")
     def test_schemathesis_finds_nothing_in_a_server_with_good_data_and_bad(self) -> None:
         store = path("key_store")
         with Running("--spare_databases=0").known() as server:
