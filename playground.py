@@ -180,6 +180,8 @@ KUBECTL_SECONDS = 30.0
 # Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
 # second after 300. The rest go into the next.
 GROUP_USERS = 50
+# Users whose leases one group ends, a kubectl each, one after the other; they are answered together.
+GROUP_ENDS = 10
 # A group leaves when it is full; else when nobody has joined it for the first, or for the second if it has
 # more than one or another runs, and at the latest after the third. So whoever is alone waits least, and a
 # class, which comes within some 0.8 s, needs few kubectls: with spares, the last of 200 was served after 1.7
@@ -217,7 +219,8 @@ SPARE_SECONDS = 300.0
 SPARES_AT_ONCE = 10
 # While a user's database starts, spares do not compete with it; for so long.
 EXPECTED_SECONDS = 30.0
-# Spares of another template: an update's old servers still give them. Twice as long each time they come back.
+# Spares of another template: an update's old servers still give them. Twice as long each time they come
+# back, up to a week.
 OTHERS_SECONDS = 600.0
 # A spare whose removal was refused is not tried again before.
 REFUSED_SECONDS = 60.0
@@ -1270,6 +1273,8 @@ NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: del
                "another one")
 FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
            "maintainer to rename it, or to label it again if it was ours")
+STAYS = ("the user's Lease was deleted from the cluster and does not go: ask again; if it stays, its "
+         "maintainer finds why with kubectl get --output=yaml")
 NOT_YOURS = "this user_id belongs to another client"
 MALFORMED_CHUNKS = ("the body's chunks are malformed: expected a size in hexadecimal digits, CR LF, as many "
                     "bytes, and CR LF")
@@ -1616,10 +1621,11 @@ class Cluster:
         self.spares_coming, self.spares_failed, self.spare_trouble = 0, 0, ""
         self.no_spares_before = self.room_made_at = float("-inf")
         self.others_since: dict[str, float] = {}  # Other templates' spares, by hash,
-        # and how often those were removed.
+        # those that are being removed, and how often they were.
+        self.others_going: set[str] = set()
         self.others_removed: collections.Counter[str] = collections.Counter()
         self.making = Group(self, self.carry_out, self.carried_out, GROUP_USERS, MAKING_KUBECTLS)
-        self.ending = Group(self, self.carry_out, self.carried_out, GROUP_USERS, 2)
+        self.ending = Group(self, self.carry_out, self.carried_out, GROUP_ENDS, 2)
         self.looking = Group(self, self.look_at, self.looked, 2 * GROUP_USERS, 2)
 
     # -- what the API asks
@@ -1634,20 +1640,23 @@ class Cluster:
             user.heard_at, user.unwritten = self.clock(), True
         if user.failure:
             raise user.failure[0]
-        standing = self.standing(user)
-        if standing == "ready" and not user.order:
+        if self.standing(user) == "ready" and not user.order:
             if not 0 < self.settings.idle_timeout < self.clock() - user.written_at:
                 return self.answer(user)
             self.renew(user)  # Another server may be about to end what was not written for so long.
         if late:
             raise self.why_not_ready(user)
-        if not user.order and self.clock() >= user.not_before:
-            self.advance(user, standing, user_id, client, started)
+        self.advance(user, user_id, client, started)
         return None
 
-    def advance(self, user: User, standing: str, user_id: str, client: str, started: float) -> None:
+    def advance(self, user: User, user_id: str, client: str, started: float) -> None:
         """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
-        lease = user.lease
+        lease, standing = user.lease, self.standing(user)
+        if user.order or user.failure or self.clock() < user.not_before:
+            return
+        if lease:
+            check_owner(lease, user_id, client)
+        wish = functools.partial(self.advance, user, user_id, client, started)
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
         if standing == "absent" and database and database.secret:  # On a volume without its lease.
             if (database.secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
@@ -1657,7 +1666,7 @@ class Cluster:
         unsure = (user.foreign or standing in ("lost", "bare", "lacking")
                   or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
-            self.look(user)  # The watches may be late, one behind the other.
+            self.look(user, wish)  # The watches may be late, one behind the other.
         elif user.foreign and standing in ("absent", "lost", "bare", "lacking"):
             raise ApiError(409, user.foreign)
         elif standing == "free":
@@ -1676,7 +1685,7 @@ class Cluster:
             if never_seen and self.clock() < until:  # Somebody is making it, or was interrupted.
                 self.loop.call_at(until, lambda: self.touch(user))
             elif never_seen and user.looked_at < until:
-                self.look(user)  # What was read before the wait does not count.
+                self.look(user, wish)  # What was read before the wait does not count.
             else:
                 if not lease:
                     self.check_limits(client)
@@ -1697,6 +1706,7 @@ class Cluster:
             raise ApiError(409, user.foreign)
         if late:
             raise unavailable("the cluster did not answer in time: ask again")
+        user.wish = None
         if not user.order and user.looked_at < started:
             self.look(user)
         elif not user.order and user.lease:
@@ -1850,7 +1860,7 @@ class Cluster:
                 (began, origin), user.asked = user.asked, None
                 metrics.add("databases_given_total", 1, **{"from": origin})
                 metrics.add("data_source_seconds", self.clock() - began, **{"from": origin})
-            if not (user.lease or user.order or user.failure or user.ended
+            if not (user.lease or user.order or user.failure or user.ended or user.wish
                     or slug in self.waiting):
                 self.counts[user.counted] -= 1
                 del self.users[slug]
@@ -2011,10 +2021,13 @@ class Cluster:
                 order.failures.append((kind, reason))
             for order, item in wanted:
                 order.made += [made[key_of(item)]] if key_of(item) in made else []
+        lost: list[tuple[str, KubectlError]] = []  # The cluster: each of the others would wait for it, too.
         for order in orders:
             for kind, name, uid, version in order.deletes:
+                order.failures = order.failures or [*lost]
                 if not order.failures:
                     self.delete_exactly(order, kind, name, uid, version)
+                    lost = [one for one in order.failures if one[1].reason in ("timeout", "unreachable")]
         self.delete_by_label([order for order in orders if order.ends and not order.failures])
 
     def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
@@ -2042,7 +2055,7 @@ class Cluster:
             self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found",
                          reason=f"end {len(orders)} databases")
         except KubectlError as error:
-            if len(orders) > 1 and error.reason in REFUSALS:
+            if len(orders) > 1 and error.reason in ("policy", "invalid"):  # A right lacks for all alike.
                 self.delete_by_label(orders[:len(orders) // 2])
                 self.delete_by_label(orders[len(orders) // 2:])
             else:
@@ -2089,8 +2102,9 @@ class Cluster:
         # Of what was to be made it is the namespace that was not found.
         quicker = ("exists", "conflict") if order.creates else ("exists", "conflict", "not found")
         error = next((error for error in errors.values() if error.reason not in quicker), None)
-        if "Lease" in errors and made and not is_persistent(order.id):
-            self.destroy(order.id)  # Somebody else's lease came first.
+        refused = errors["Lease"].reason in ("exists", *REFUSALS) if "Lease" in errors else False
+        if refused and made and not is_persistent(order.id):
+            self.destroy(order.id)  # Somebody else's lease came first; one that timed out may have been made.
         if not error:
             self.look(user)  # Somebody was quicker. What the watches do not show yet is read.
             return
@@ -2127,9 +2141,14 @@ class Cluster:
 
     # -- reading afresh, where the watches may be late, each by itself
 
-    def look(self, user: User, idle: bool = False) -> None:
-        """Have what concerns a user read afresh."""
-        if not any(look.user is user for look in self.looking.waiting):
+    def look(self, user: User, wish: Step | None = None, idle: bool = False) -> None:
+        """Have what concerns a user read afresh; a wish for a database goes on with it, whoever still waits.
+
+        Else a reading that takes longer than clients wait would never count: each wants one that is younger.
+        A wish for its end does not go on: its user may have been given another one elsewhere.
+        """
+        user.wish = user.wish or wish  # The older one is granted first.
+        if not any(look.user.slug == user.slug for look in self.looking.waiting):
             database = self.databases.get(user.lease.holder) if user.lease else None
             self.looking.add(Look(user, self.clock(), user.lease, dict(database.objects) if database else {},
                                   idle))
@@ -2162,7 +2181,8 @@ class Cluster:
             self.learn_item(item)
         there = {key_of(item): item for item in items}
         for look in looks:
-            user = look.user
+            user = self.users.get(look.user.slug, look.user)
+            wish, user.wish = user.wish, None
             self.touch(user)
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
@@ -2175,6 +2195,8 @@ class Cluster:
                 user.looked_at = look.ordered
             foreign = [key for key in keys if key in there and not is_ours(there[key])]
             user.foreign = FOREIGN.format(*foreign[0]) if foreign else ""
+            if read and read["metadata"]["uid"] == user.ended and look.ordered > user.gone_at:
+                user.foreign = STAYS
             if keys[0] not in there:
                 user.gone_at = look.ordered
                 if user.lease and user.lease is look.lease:
@@ -2185,6 +2207,9 @@ class Cluster:
                     self.learn(kind, f"mysql-{id}", None)
             if look.idle and self.is_idle(user):
                 self.end(user, self.swept)
+            elif wish:
+                with contextlib.suppress(ApiError, KubectlError):  # Whoever asks again is told.
+                    wish()
 
     # -- heart beats and the sweep
 
@@ -2257,38 +2282,43 @@ class Cluster:
         self.write_beats(spacing)
 
     def end_round(self) -> None:
-        """Look for who is idle and what is nobody's, if all beats could be written in time.
+        """Look for what is nobody's and, if all beats could be written in time, for who is idle.
 
         If they could not, those of other servers may not either, and who seems idle may be beating there.
         """
         assert self.round
         in_time = not self.round.failed and self.clock() - self.round.began <= self.spacing()
         self.round = None
-        if in_time and not self.stopped:
+        if in_time:
             self.beats_written_at = self.wall()
-            self.look_around(iter([*self.users.values(), *self.databases.values()]), [], [])
+        if not self.stopped:
+            self.look_around(iter([*self.users.values(), *self.databases.values()]), in_time, [], [])
 
-    def look_around(self, rest: Iterator[User | Database], idle: list[User], suspects: list[str]) -> None:
+    def look_around(self, rest: Iterator[User | Database], in_time: bool, idle: list[User],
+                    suspects: list[str]) -> None:
         """Look at all users and databases, a portion in each step of the loop; then end who is idle."""
         portion = list(itertools.islice(rest, PORTION_OBJECTS))
         for one in portion:
             if isinstance(one, Database):
                 suspects += [one.id] if self.is_suspect(one) else []
             elif self.is_idle(one):
-                idle.append(one)
+                idle += [one] if in_time else []
             elif one.lease and not one.order and not one.lease.kept:
                 self.mend(one, one.lease)
         if portion:
-            self.loop.post(functools.partial(self.look_around, rest, idle, suspects))
+            self.loop.post(functools.partial(self.look_around, rest, in_time, idle, suspects))
             return
+        if self.ending.waiting:
+            return  # Those whom users have ended come first; a slow cluster takes longer than a round.
         # Not always the same, should they fail.
         for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
             self.look(user, idle=True)
-        # One at a time, and what was found is on its way: rounds that are shorter than a reading takes would
-        # otherwise have every thread read the same, and none left to delete it, or to make anything.
-        if suspects and not self.seeks_garbage and not self.ending.waiting:
+        # One at a time: rounds that are shorter than a reading takes would otherwise have every thread read
+        # the same, and none left to delete it, or to make anything.
+        if suspects and not self.seeks_garbage:
             self.seeks_garbage = True
-            named_by = {id: list(self.holders.get(id, ())) for id in suspects[:SUSPECTS_PER_ROUND]}
+            some = self.random.sample(suspects, min(len(suspects), SUSPECTS_PER_ROUND))
+            named_by = {id: list(self.holders.get(id, ())) for id in some}
             self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
 
     def mend(self, user: User, lease: Lease) -> None:
@@ -2324,8 +2354,8 @@ class Cluster:
         """Tell whether a database looks as if it were nobody's."""
         secret = database.objects.get("Secret")
         half = self.clock() > database.half_since + HALF_A_SPARE_SECONDS
-        if is_persistent(database.id) or database.promised:
-            return False  # Somebody's data may be in it.
+        if is_persistent(database.id) or database.promised or self.clock() < database.stays_until:
+            return False  # Somebody's data may be in it, or its removal was refused a moment ago.
         if not secret or not secret.user:
             return half
         user = self.users.get(secret.user)
@@ -2366,10 +2396,13 @@ class Cluster:
         """Every few seconds, at random so that servers seldom meet, make spares and remove useless ones."""
         now = self.clock()
         self.loop.call_at(now + self.random.uniform(1, 3), self.tend_spares)
+        self.expected = {slug: since for slug, since in self.expected.items()
+                         if now < since + EXPECTED_SECONDS and slug in self.users and self.users[slug].asked}
         if self.unknown or self.trouble(self.troubles) or self.stopped:
             return
         others = {one.secret.template for one in self.spares.values() if one.secret} - {self.template.hash}
-        self.others_removed.update(self.others_since.keys() - others)  # Back again, they stay twice as long.
+        self.others_removed.update(self.others_going - others)  # Back again, they stay twice as long.
+        self.others_going &= others
         self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
         mine = []
         for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going
@@ -2380,7 +2413,8 @@ class Cluster:
                 self.remove(spare)
             elif hash == self.template.hash:
                 mine.append(spare)
-            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** self.others_removed[hash]:
+            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** min(self.others_removed[hash], 10):
+                self.others_going.add(hash)
                 self.remove(spare)
         if any(spare.takes_queries() for spare in mine):
             self.spares_failed, self.spare_trouble = 0, ""
@@ -2388,8 +2422,6 @@ class Cluster:
         for spare in sorted(mine, key=lambda one: one.id)[wanted:]:  # In one order, so that servers agree.
             if now > spare.since + YOUNG_SECONDS:
                 self.remove(spare)
-        self.expected = {slug: since for slug, since in self.expected.items()
-                         if now < since + EXPECTED_SECONDS and slug in self.users and self.users[slug].asked}
         if now >= self.no_spares_before and not (self.expected or self.making.running or self.making.waiting):
             for _ in range(min(wanted - len(mine) - self.spares_coming,
                                1 if self.spares_failed else SPARES_AT_ONCE)):
@@ -2420,8 +2452,9 @@ class Cluster:
     def make_room(self) -> bool:
         """Remove a spare for a user's sake, one of least use; return whether there may be room soon."""
         now = self.clock()
-        spares = sorted((one for one in self.spares.values() if one.is_spare()), key=lambda one: (
-            bool(one.secret and one.secret.template == self.template.hash), one.takes_queries()))
+        spares = [one for one in self.spares.values() if one.is_spare() and now >= one.stays_until]
+        spares.sort(key=lambda one: (bool(one.secret and one.secret.template == self.template.hash),
+                                     one.takes_queries()))
         if spares and now > self.room_made_at + 5:  # What was removed counts until its container has ended.
             self.room_made_at, self.no_spares_before = now, now + NO_SPARES_SECONDS
             self.remove(spares[0])
@@ -2460,7 +2493,7 @@ class Cluster:
             self.holders.setdefault(lease.holder, {})[user.slug] = None
         for id in {one.holder for one in (was, lease) if one}:
             self.index_spare(id)
-        if not was or not lease or (was.uid, was.holder) != (lease.uid, lease.holder):
+        if (was and (was.uid, was.holder)) != (lease and (lease.uid, lease.holder)):
             user.changed_at = now
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
@@ -2826,6 +2859,7 @@ class User:
         self.not_before = float("-inf")  # When room may have been made.
         self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
         self.foreign = ""  # What is in the way of a database, and not ours to touch.
+        self.wish: Step | None = None  # For a database, which waits for a reading.
         # When a database was ordered that is not ready so far, from what.
         self.asked: tuple[float, str] | None = None
         self.counted = ""
@@ -3594,14 +3628,14 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
         if ordered or now != taken and now == before or awaited.keys() - read.awaited().keys():
             taken, awaited = now, read.awaited()
             try:
-                read = load_tls(files)
+                read, names = load_tls(files), set(tls.names)
                 awaited = read.awaited()
-                warn_of_names(files["server_crt"], set(tls.names), set(read.names))
                 revoked = read.revoked | tls.revoked if awaited else read.revoked
                 kept = awaited.keys() - {"crl"} and not tls.lets_nobody_in()
                 if (new := (tls if kept else read)._replace(revoked=revoked)) != tls:
                     tls = new
                     server.post(functools.partial(server.take_files, tls))
+                warn_of_names(files["server_crt"], names, set(read.names))
             except Refusal as refusal:
                 log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))
             except Exception:
@@ -3644,8 +3678,9 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
 
 def names_before(server_crt: str) -> set[str]:
     """Return the names that the server's certificate had at the last start, as `warn_of_names` kept them."""
+    kept = pathlib.Path(f"{server_crt}.names")
     with contextlib.suppress(OSError):
-        return set(pathlib.Path(f"{server_crt}.names").read_text("utf-8", "replace").split())
+        return set(kept.read_text("utf-8", "replace").splitlines()) if kept.is_file() else set()
     return set()
 
 

@@ -97,6 +97,9 @@ class Kubectl:
         return playground.listed([self.there[key_of(item)] for item in items])
 
 
+READY = {"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": "True"}]}
+
+
 class Case(unittest.TestCase):
     template = "mysql.yaml"
 
@@ -147,8 +150,7 @@ class Case(unittest.TestCase):
         lease = self.cluster.users[user_id].lease
         assert lease
         name = f"mysql-{lease.holder}"
-        ready = [{"type": "Ready", "status": "True"}]
-        self.watch("Pod", name, status={"podIP": "10.0.0.7", "conditions": ready})
+        self.watch("Pod", name, status=READY)
         return name
 
     def given(self, user_id: str) -> str:
@@ -430,10 +432,7 @@ class Table(Case):
 
     def test_rounds_shorter_than_a_reading_leave_threads_for_everything_else(self) -> None:
         self.known()
-        for number in range(playground.SUSPECTS_PER_ROUND + 1):
-            secret = self.cluster.template.objects_of(f"left{number}", "0" * 32, f"gone-{number}")[0]
-            self.kubectl("create", reason="", stdin=playground.listed([secret]))
-            self.watch("Secret", f"mysql-left{number}")
+        self.leave(playground.SUSPECTS_PER_ROUND + 1)
         self.cluster.sweep()
         for _ in range(playground.WORK_THREADS):  # They read, and nothing comes of it yet.
             self.loop.pass_time(10)
@@ -442,6 +441,103 @@ class Table(Case):
         for _ in range(playground.WORK_THREADS):
             self.loop.pass_time(10)
         self.assertLess(len(self.loop.started), playground.WORK_THREADS / 2)
+
+    def leave(self, count: int) -> set[str]:
+        """Have Secrets there of users who have no lease; return the databases' ids."""
+        ids = {f"left{number}" for number in range(count)}
+        for id in ids:
+            secret = self.cluster.template.objects_of(id, "0" * 32, f"gone-{id}")[0]
+            self.kubectl("create", reason="", stdin=playground.listed([secret]))
+            self.watch("Secret", f"mysql-{id}")
+        return ids
+
+    def rounds(self, count: int) -> None:
+        self.cluster.sweep()
+        for _ in range(count):
+            self.loop.pass_time(10)
+            self.work()
+
+    def test_what_does_not_go_keeps_nothing_else_from_going(self) -> None:
+        self.known()
+        ids = self.leave(playground.SUSPECTS_PER_ROUND + 1)
+        self.rounds(20)  # None of them goes.
+        read = {item["metadata"]["name"].partition("-")[2] for verb, items in self.kubectl.asked
+                if verb == "get" for item in items}
+        self.assertLessEqual(ids, read)
+
+    def test_beat_that_is_refused_stops_the_end_of_leases_and_nothing_else(self) -> None:
+        self.known()
+        self.given("ann")
+        self.kubectl.failures["write"] = playground.KubectlError("policy", "denied")
+        for _ in range(90):
+            self.cluster.beat("ann", "alice")
+            self.rounds(1)
+        self.leave(1)
+        self.rounds(5)
+        self.assertIn("delete", [verb for verb, _ in self.kubectl.asked])
+        self.assertIn(("Lease", "user-ann"), self.kubectl.there)
+
+    def test_creation_goes_on_with_what_was_read_too_late_for_its_client(self) -> None:
+        self.known()
+        name = self.given("ann")
+        del self.kubectl.there["Pod", name]
+        self.cluster.take_event("Pod", name, None, next(self.kubectl.versions))
+        self.assertIsNone(self.create("ann"))
+        self.loop.pass_time(20)
+        with self.assertRaises(playground.ApiError):
+            self.create("ann", late=True)
+        self.assertIsNone(self.create("ann"))  # It asks again, and wants what is read from now on.
+        asked = len(self.kubectl.asked)
+        self.work()
+        self.work()
+        self.assertIn("replace", [verb for verb, _ in self.kubectl.asked[asked:]])
+
+    def test_only_a_lease_that_is_anothers_for_sure_ends_what_was_made_beside_it(self) -> None:
+        self.known()
+        for reason, ends in (("exists", True), ("quota", True), ("timeout", False), ("unreachable", False)):
+            with self.subTest(reason):
+                order = playground.Order(self.cluster.given, "made", self.cluster.user("ann"))
+                order.creates = self.cluster.template.objects_of("made", "0" * 32, "ann")
+                order.made, order.failures = order.creates[:], [("Lease", playground.KubectlError(reason))]
+                self.cluster.given(order)
+                self.assertEqual([one.id for one in self.cluster.ending.waiting if one.ends], ["made"] * ends)
+                self.work()
+
+    def test_lease_that_was_deleted_and_stays_is_told_and_makes_nothing(self) -> None:
+        self.known()
+        self.given("ann")
+        lease = self.kubectl.there["Lease", "user-ann"]
+        started = self.loop.now
+        while not self.cluster.delete("ann", "alice", started, False):
+            self.work()
+        self.kubectl.there["Lease", "user-ann"] = lease  # A finalizer holds it.
+        self.kubectl.failures["create"] = playground.KubectlError(
+            "exists", "Error from server (AlreadyExists): it is there\n" * 3)
+        started = self.loop.now
+        with self.assertRaises(playground.ApiError) as refused:
+            for _ in range(5):
+                self.cluster.create("ann", "alice", started, False)
+                self.work()
+                self.work()
+        self.assertEqual((refused.exception.status, refused.exception.message), (409, playground.STAYS))
+
+    def test_spares_of_another_template_stay_longer_only_if_this_server_removed_them(self) -> None:
+        self.known()
+        self.cluster.others_removed["flood"] = 5000
+        for hash, removed in (("given", 0), ("kept", 1), ("flood", 5000)):
+            with self.subTest(hash):
+                secret, pod = self.cluster.template.objects_of(hash, "0" * 32)
+                secret["metadata"]["annotations"][playground.TEMPLATE] = hash
+                self.kubectl("create", reason="", stdin=playground.listed([secret, pod]))
+                self.watch("Secret", f"mysql-{hash}")
+                self.watch("Pod", f"mysql-{hash}", status=READY)
+                self.cluster.tend_spares()
+                self.loop.now += playground.OTHERS_SECONDS + 1 if hash == "kept" else 0
+                self.cluster.tend_spares()
+                for kind in ("Pod", "Secret"):
+                    self.cluster.take_event(kind, f"mysql-{hash}", None, next(self.kubectl.versions))
+                self.cluster.tend_spares()
+                self.assertEqual(self.cluster.others_removed[hash], removed)
 
 
 class Persistent(Case):
