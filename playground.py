@@ -3691,9 +3691,10 @@ def warn_of_names(server_crt: str, before: set[str], names: set[str]) -> None:
     """
     if lost := before - names:
         log.warning(logfmt("tls", file=server_crt, lacks=",".join(sorted(lost)), remedy=LACKING))
-    if names != names_before(server_crt):
+    kept = pathlib.Path(f"{server_crt}.names")
+    if names != names_before(server_crt) and (kept.is_file() or not kept.exists()):  # No FIFO.
         with contextlib.suppress(OSError):
-            pathlib.Path(f"{server_crt}.names").write_text("\n".join(sorted(names)), "utf-8")
+            kept.write_text("\n".join(sorted(names)), "utf-8")
 
 
 LACKING = "clients who use these names refuse it: renew it with them"

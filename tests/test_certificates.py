@@ -805,7 +805,7 @@ class Others(unittest.TestCase):
                     self.assertEqual([' lacks="10.0.0.7,play.example.org" ' in line for line in said],
                                      [True] * warnings)
         os.remove(f"{pair}.crt.names")
-        os.mkdir(f"{pair}.crt.names")  # As where it cannot be written.
+        os.mkfifo(f"{pair}.crt.names")  # Neither written nor read: whoever opens it waits.
         issue("named", SERVER, root)
         with Running(*options) as running:
             self.assertEqual(running.lines("lacks="), [])
