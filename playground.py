@@ -45,7 +45,6 @@ import itertools
 import json
 import logging
 import os
-import pathlib
 import queue
 import random
 import re
@@ -1643,7 +1642,8 @@ class Cluster:
         if self.standing(user) == "ready" and not user.order:
             if not 0 < self.settings.idle_timeout < self.clock() - user.written_at:
                 return self.answer(user)
-            self.renew(user)  # Another server may be about to end what was not written for so long.
+            if not user.stale:
+                self.renew(user)  # Another server may be about to end what was not written for so long.
         if late:
             raise self.why_not_ready(user)
         self.advance(user, user_id, client, started)
@@ -1652,7 +1652,7 @@ class Cluster:
     def advance(self, user: User, user_id: str, client: str, started: float) -> None:
         """Order what brings a user nearer to a database, if anything. Raises ApiError, KubectlError."""
         lease, standing = user.lease, self.standing(user)
-        if user.order or user.failure or self.clock() < user.not_before:
+        if user.order or user.failure or user.stale or self.clock() < user.not_before:
             return
         if lease:
             check_owner(lease, user_id, client)
@@ -1707,9 +1707,15 @@ class Cluster:
         if late:
             raise unavailable("the cluster did not answer in time: ask again")
         user.wish = None
-        if not user.order and user.looked_at < started:
+        database = self.databases.get(user.lease.holder) if user.lease else None
+        # What goes has its id, which is never used again, and a lease that has changed does not go: a late
+        # table does no harm. Of a volume, all that there is has to be known.
+        sure = database and database.is_of(user.slug, user.lease) and not is_persistent(database.id)
+        if user.order or user.stale:
+            return False
+        if not sure and user.looked_at < started:
             self.look(user)
-        elif not user.order and user.lease:
+        elif user.lease:
             self.end(user)
         return False
 
@@ -2106,7 +2112,8 @@ class Cluster:
         if refused and made and not is_persistent(order.id):
             self.destroy(order.id)  # Somebody else's lease came first; one that timed out may have been made.
         if not error:
-            self.look(user)  # Somebody was quicker. What the watches do not show yet is read.
+            user.stale = True  # Somebody was quicker. What the watches do not show yet is read.
+            self.look(user)
             return
         made_here = not order.claims and not is_persistent(order.id)
         if error.reason in REFUSALS and made_here and user.lease and user.lease.holder == order.id:
@@ -2135,6 +2142,7 @@ class Cluster:
                     user.ended = uid
                     self.learn_lease(user, None)
         elif order.failures[0][1].reason == "conflict":
+            user.stale = True
             self.look(user)
         elif not user.failure:
             user.failure = order.failures[0][1], self.clock()
@@ -2182,7 +2190,7 @@ class Cluster:
         there = {key_of(item): item for item in items}
         for look in looks:
             user = self.users.get(look.user.slug, look.user)
-            wish, user.wish = user.wish, None
+            wish, user.wish, user.stale = user.wish, None, False
             self.touch(user)
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
@@ -2855,6 +2863,7 @@ class User:
         # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
         self.looked_at = self.gone_at = float("-inf")
         self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
+        self.stale = False  # Somebody has changed what is known: nothing is ordered until it is read afresh.
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
         self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
@@ -3513,7 +3522,9 @@ def load_tls(files: dict[str, str]) -> Tls:
     for name, path in files.items():
         with blaming(f"--{name} {path} cannot be read",
                      "make it with gen_cert.sh server, or name another file"):
-            content[name] = pathlib.Path(path).read_bytes() if path or name != "crl" else b""
+            if path or name != "crl":
+                with open(path, "rb") as file:
+                    content[name] = file.read()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Forward secrecy and authenticated encryption, as TLS 1.3 has it; also Mozilla's "intermediate".
@@ -3678,9 +3689,11 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
 
 def names_before(server_crt: str) -> set[str]:
     """Return the names that the server's certificate had at the last start, as `warn_of_names` kept them."""
-    kept = pathlib.Path(f"{server_crt}.names")
+    kept = f"{server_crt}.names"
     with contextlib.suppress(OSError):
-        return set(kept.read_text("utf-8", "replace").splitlines()) if kept.is_file() else set()
+        if os.path.isfile(kept):  # No FIFO, whose writer would be waited for.
+            with open(kept, encoding="utf-8", errors="replace") as file:
+                return set(file.read().splitlines())
     return set()
 
 
@@ -3691,10 +3704,10 @@ def warn_of_names(server_crt: str, before: set[str], names: set[str]) -> None:
     """
     if lost := before - names:
         log.warning(logfmt("tls", file=server_crt, lacks=",".join(sorted(lost)), remedy=LACKING))
-    kept = pathlib.Path(f"{server_crt}.names")
-    if names != names_before(server_crt) and (kept.is_file() or not kept.exists()):  # No FIFO.
-        with contextlib.suppress(OSError):
-            kept.write_text("\n".join(sorted(names)), "utf-8")
+    kept = f"{server_crt}.names"
+    if names != names_before(server_crt) and (os.path.isfile(kept) or not os.path.exists(kept)):
+        with contextlib.suppress(OSError), open(kept, "w", encoding="utf-8") as file:
+            file.write("\n".join(sorted(names)))
 
 
 LACKING = "clients who use these names refuse it: renew it with them"

@@ -207,11 +207,13 @@ def start_once(version: servers.Version) -> tuple[float, float]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with version.serve(0, port) as server:
-        while True:
+        while server.process.poll() is None:
             with contextlib.suppress(ConnectionRefusedError):
                 load.must_be_200(load.call(server.target, "status"))
                 break
             time.sleep(0.002)
+        else:
+            raise SystemExit(f"bench: {version.directory}'s server does not start: {server.logged()}")
         taken = (time.monotonic() - server.started) * 1000
         time.sleep(0.2)
         return taken, server.rss_mb()

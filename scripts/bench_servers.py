@@ -62,13 +62,14 @@ folder = ""
 class Process:
     """A server that runs until the end of a with statement."""
 
-    def __init__(self, *command: str, kubeconfig: str = "", port: int = 0, says: str = r"port=(\d+)") -> None:
+    def __init__(self, *command: str, kubeconfig: str = "", port: int = 0, says: str = r"port=(\d+)",
+                 directory: str = ".") -> None:
         self.started = time.monotonic()
         self.log = tempfile.mktemp(prefix="log-", dir=folder)
         with open(self.log, "wb") as log:
             # A session of its own: Ctrl-C reaches this program alone, which ends it.
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
-                                            env={**os.environ, "KUBECONFIG": kubeconfig})
+                                            cwd=directory, env={**environment(), "KUBECONFIG": kubeconfig})
         try:
             self.said = str(port) if port else self.wait_for(says)
         except BaseException:
@@ -116,10 +117,16 @@ class Process:
             return int(dict(line.split(":", 1) for line in file)[which].split()[0]) / 1024
 
 
-class Version(NamedTuple):
-    """A playground.py, and what lists it databases in the form that it makes them."""
+def environment() -> dict[str, str]:
+    """Return what programs are started with: Python keeps what it has compiled, as once installed."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": path("compiled")}
 
-    program: str
+
+class Version(NamedTuple):
+    """A checkout's playground.py, and what lists it databases in the form that it makes them."""
+
+    directory: str
     stand_in: Callable[[int], str]
     options: tuple[str, ...] = ()
 
@@ -128,21 +135,22 @@ class Version(NamedTuple):
 
         With a port, without waiting for it: the log, which tells the port, is written some 20 ms late.
         """
-        return start(self.program, "--namespace=bench", f"--kubectl={self.stand_in(databases)}",
+        return start(self.directory, "--namespace=bench", f"--kubectl={self.stand_in(databases)}",
                      *self.options, port=port)
 
 
-def start(program: str, *options: str, kubeconfig: str = "", port: int = 0) -> Process:
-    """Start a playground.py."""
+def start(directory: str, *options: str, kubeconfig: str = "", port: int = 0) -> Process:
+    """Start a checkout's python -m playground."""
     files = [f"--ca_crt={store()}/ca/ca.crt", f"--server_key={store()}/server/server.key",
              f"--server_crt={store()}/server/server.crt", f"--crl={store()}/ca/ca.crl"]
-    return Process(sys.executable, program, "--host=127.0.0.1", f"--port={port}", *files,
-                   "--max_connections_per_client=1000", *options, kubeconfig=kubeconfig, port=port)
+    return Process(sys.executable, "-m", "playground", "--host=127.0.0.1", f"--port={port}", *files,
+                   "--max_connections_per_client=1000", *options, kubeconfig=kubeconfig, port=port,
+                   directory=directory)
 
 
 def on_cluster(namespace: str, *options: str, kubeconfig: str = "") -> Process:
     """Start ours on the cluster, or on another one."""
-    return start(OURS.program, f"--namespace={namespace}", "--max_databases=0", *options,
+    return start(OURS.directory, f"--namespace={namespace}", "--max_databases=0", *options,
                  kubeconfig=kubeconfig or KUBECONFIG)
 
 
@@ -157,7 +165,7 @@ def of_checkout(directory: str) -> Version:
         sys.modules.update(mine)
     os.mkdir(path("other"))
     vars(theirs)["folder"] = path("other")
-    return Version(f"{directory}/playground.py", theirs.stand_in)
+    return Version(directory, theirs.stand_in)
 
 
 def path(name: str) -> str:
@@ -275,7 +283,7 @@ def fields(value: Any) -> dict[str, Any]:
     return {}
 
 
-OURS = Version(f"{HERE}/../playground.py", stand_in, ("--spare_databases=0",))
+OURS = Version(f"{HERE}/..", stand_in, ("--spare_databases=0",))
 
 
 def tornado() -> Process:

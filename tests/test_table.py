@@ -275,6 +275,43 @@ class Table(Case):
         self.work()
         self.assertEqual(self.cluster.users, {})
 
+    def test_end_of_what_is_known_takes_two_kubectls_and_of_what_has_changed_a_reading_first(self) -> None:
+        self.known()
+        self.given("ann")
+        self.kubectl.asked.clear()
+        delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, delete)
+        self.kubectl.failures["end Lease"] = playground.KubectlError("conflict")
+        self.assertFalse(delete())
+        self.work()
+        self.kubectl.failures.clear()
+        for _ in range(3):
+            self.work()
+        self.assertEqual([verb for verb, _ in self.kubectl.asked],
+                         ["refused delete", "get", "get", "delete", "delete"])
+        self.assertTrue(delete())
+
+    def test_first_of_a_group_who_finds_no_cluster_finds_none_for_the_others(self) -> None:
+        self.cluster.settings = self.cluster.settings._replace(max_databases=0, max_databases_per_client=0)
+        self.known()
+        users = [f"u{number}" for number in range(2 * playground.GROUP_ENDS)]
+        for user in users:
+            self.create(user)
+        self.work()
+        told = dict[str, playground.Outcome | None]()
+        for user in users:
+            self.get_ready(user)
+
+            def ask(user: str = user) -> None:
+                told[user] = told.get(user) or playground.outcome_of(
+                    lambda: {} if self.cluster.delete(user, "alice", self.loop.now, False) else None)
+            self.cluster.wait(user, user, ask)
+            ask()
+        self.kubectl.failures["end Lease"] = playground.KubectlError("timeout")
+        self.work()
+        self.assertEqual(self.refusals("delete"), 2)  # Of two groups.
+        self.assertEqual([one and one.status for one in told.values()], [503] * len(users))
+
     def test_entry_of_a_user_whose_lease_a_listing_shows_to_be_gone_goes(self) -> None:
         self.known()
         self.given("ann")
@@ -379,6 +416,23 @@ class Table(Case):
         for _ in range(40):
             self.work()
         self.assertEqual(self.refusals("replace"), 2)
+
+    def test_spare_whose_removal_was_refused_makes_no_room(self) -> None:
+        self.cluster.settings = self.cluster.settings._replace(spare_databases=1)
+        self.known()
+        self.cluster.tend_spares()
+        for _ in range(4):
+            self.work()
+        spare, = self.cluster.spares.values()
+        self.kubectl.failures["replace "] = playground.KubectlError("policy", "denied")
+        self.assertTrue(self.cluster.make_room())
+        self.work()
+        self.loop.pass_time(playground.EXPECTED_SECONDS + 1)
+        self.assertFalse(self.cluster.make_room())
+        self.loop.pass_time(playground.REFUSED_SECONDS)
+        self.kubectl.failures.clear()
+        self.assertTrue(self.cluster.make_room())
+        self.assertTrue(spare.going)
 
     def test_log_tells_of_the_kind_that_is_lost(self) -> None:
         self.known()
