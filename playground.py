@@ -1379,6 +1379,7 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
                        + ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
                        + ": GET / says more")
     method, function, takes = API[name]
+    name = "/" if name == "index" else name
     allowed = [method, "HEAD"] if method == "GET" else [method]
     if request.method not in allowed:
         raise ApiError(405, f"{name} takes {method}", Allow=", ".join(allowed))
@@ -2575,8 +2576,13 @@ class Cluster:
                 elif error.reason != "cut":
                     troubled = True
                     self.loop.post(functools.partial(self.report, kind, error.reason, error.words))
+            except json.JSONDecodeError as error:
+                version, troubled = "", True
+                self.loop.post(functools.partial(self.report, kind, "unreachable",
+                                                 f"{NOT_KUBERNETES}: {error}"))
             except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
-                log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
+                if not troubled:
+                    log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
                 version, troubled = "", True
                 self.loop.post(functools.partial(self.report, kind, "failed"))
             if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
@@ -2669,7 +2675,7 @@ class Cluster:
         self.changed.update(dict.fromkeys(self.waiting))
         self.kubectl.lost = after not in ("", "starting")
         if self.kubectl.lost and after not in self.lost_for:  # One that comes again and again is told once.
-            self.lost_for.add(after)
+            self.lost_for |= {after} if after not in SILENCE else SILENCE
             what = next(one for one in (what, *self.troubles) if self.troubles[one] == after)
             log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1],
                                remedy=LOST_REMEDY, **({"said": words} if words and trouble == after else {})))
@@ -2680,8 +2686,9 @@ class Cluster:
                 self.is_new = False
                 log.info(logfmt("ready", address=self.loop.url(), **fields))
             else:
-                log.info(logfmt("cluster", outcome="back", **fields,
-                                remedy="nothing is to be done: what was asked meanwhile is asked again"))
+                # Whoever was warned hears of it, too.
+                log.warning(logfmt("cluster", outcome="back", **fields,
+                                   remedy="nothing is to be done: what was asked meanwhile is asked again"))
 
     def check_template(self) -> None:
         """Have the API server validate the template once: when databases are made it does not, for speed."""
@@ -2960,6 +2967,8 @@ class Group:
 LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
                "answered, and it tries again every few seconds")
 TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
+NOT_KUBERNETES = "kubectl printed what is no Kubernetes API server's"
+SILENCE = {"unreachable", "timeout"}  # How a cluster does not answer: the one after the other is one loss.
 
 
 def whose(orders: list[Order]) -> str:
@@ -3195,9 +3204,8 @@ class Template:
         """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
         self.path, self.hash, self.persistent = path, "", False
         try:
-            with open(path, encoding="utf-8") as file:
-                documents = yaml.safe_load_all(file)
-                self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
+            documents = yaml.safe_load_all(read_file(path))
+            self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
         kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
@@ -3520,11 +3528,9 @@ def load_tls(files: dict[str, str]) -> Tls:
     """
     content, crl_file = {"crl": b""}, files.get("crl", "")
     for name, path in files.items():
-        with blaming(f"--{name} {path} cannot be read",
-                     "make it with gen_cert.sh server, or name another file"):
-            if path or name != "crl":
-                with open(path, "rb") as file:
-                    content[name] = file.read()
+        with blaming(f"--{name} {path} cannot be read", "name a file that this server may read",
+                     missing="make it with gen_cert.sh server, or name another file"):
+            content[name] = read_file(path) if path or name != "crl" else b""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Forward secrecy and authenticated encryption, as TLS 1.3 has it; also Mozilla's "intermediate".
@@ -3652,6 +3658,14 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
             except Exception:
                 log.error(logfmt("tls", error=traceback.format_exc()))
         before = now
+
+
+def read_file(path: str) -> bytes:
+    """Return what a file holds. Raises OSError, also of a pipe: there may be nobody who ever writes to it."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "Is no file")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def find_crl(files: dict[str, str]) -> None:
@@ -3970,10 +3984,12 @@ class Refusal(Exception):
 
 
 @contextlib.contextmanager
-def blaming(what: str, remedy: str) -> Iterator[None]:
-    """Turn what goes wrong with a file into a Refusal that names it."""
+def blaming(what: str, remedy: str, missing: str = "") -> Iterator[None]:
+    """Turn what goes wrong with a file into a Refusal that names it; if it is missing, with that remedy."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise Refusal(f"{what} ({error.strerror})", missing or remedy) from error
     except (OSError, ValueError, LookupError) as error:
         raise Refusal(f"{what} ({getattr(error, 'strerror', None) or error})", remedy) from error
 
@@ -4008,7 +4024,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
                             help=f"{text} (default: {shown or default})", **more)
 
     option("host", "0.0.0.0", "address to listen on; :: for IPv6")
-    option("port", 50052, "TCP port to listen on; 0 for any free one", type=int)
+    option("port", 50052, "TCP port to listen on; 0 for any free one", type=limit)
     option("ca_crt", "key_store/ca/ca.crt", "PEM file: the CA whose clients are let in")
     option("server_key", "key_store/server/server.key", "PEM file: this server's private key, not encrypted")
     option("server_crt", "key_store/server/server.crt", "PEM file: this server's certificate")
@@ -4044,26 +4060,28 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def seconds(text: str) -> float:
-    """Read a number of seconds from the command line. Raises ValueError."""
-    value = float(text)
-    if not 0 <= value <= 1e8:
-        raise ValueError
-    return value
+    """Read a number of seconds from the command line. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1e8:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, such as 43200")
 
 
 def limit(text: str) -> int:
-    """Read a number that bounds something from the command line; 0 is no bound. Raises ValueError."""
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
+    """Read a number that bounds something from the command line; 0 is no bound. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if (value := int(text)) >= 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
 
 
 def find_template(options: argparse.Namespace) -> Template:
     """Return the template that new databases are made from. Raises Refusal."""
     path = os.path.join(options.templates, options.db_template)
     with blaming(f"the template {path} cannot be used",
-                 "see --templates and --db_template, and compare it with k8s_templates/mysql.yaml"):
+                 "see that this server may read it, and compare it with k8s_templates/mysql.yaml",
+                 missing="keep the folder k8s_templates/ beside playground.py, or see --templates and "
+                 "--db_template"):
         return Template(path)
 
 
@@ -4106,8 +4124,8 @@ def find_namespace(options: argparse.Namespace) -> str:
         # There is none in a pod, which is no error.
         if options.context or "current-context must exist" not in error.words:
             words = " ".join(error.words.split()) or error.reason
-            raise Refusal(f"kubectl config view failed ({words})",
-                          "give --namespace, and a --context that kubectl knows") from error
+            raise Refusal(f"kubectl config view failed ({words})", "see that it works with this KUBECONFIG "
+                          "and --context and with --kubectl's program, or give --namespace") from error
     if not namespace and os.path.exists(inside):
         with open(inside, encoding="utf-8") as file:
             namespace = file.read().strip()
@@ -4137,12 +4155,16 @@ def check(options: argparse.Namespace) -> int:
     def ask(*arguments: str, stdin: bytes = b"") -> str:
         return kubectl(*arguments, reason="check", stdin=stdin).decode().strip()
 
-    def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "") -> str:
+    def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "", member: str = "") -> Any:
         try:
             answer = ask(*arguments, stdin=stdin)
+            answer = json.loads(answer)[member] if member else answer
         except KubectlError as error:
             words = next(iter(error.words.splitlines()), told(error).message)
             say(what, f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
+            return ""
+        except (ValueError, LookupError) as error:
+            say(what, f"{NOT_KUBERNETES}: {error}; {remedy}")
             return ""
         say(what)
         return answer
@@ -4163,19 +4185,28 @@ def check(options: argparse.Namespace) -> int:
             print(f"-      revocation list: {NO_LIST}; gen_cert.sh makes one beside the CA's certificate")
         for name in tls.unlisted:
             say(f"{tls_files['crl']} lists the CA {name!r}", UNLISTED)
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        socket.create_server((options.host, options.port), family=family).close()
+    except (OSError, OverflowError) as error:
+        if getattr(error, "errno", 0) == errno.EADDRINUSE:
+            print(f"-      --port {options.port}: in use, which is right if it is by this server")
+        else:
+            say("start", str(no_listening(options, error)))
+    prepare(try_ready_file)
     template: Template | None = prepare(find_template)
     kubectl: Kubectl = prepare(find_kubectl)
     if not kubectl:
         return 1
-    if version := attempt("kubectl runs", "version", "--client", "-o", "json"):
-        client = json.loads(version)["clientVersion"]
+    if client := attempt("kubectl runs", "version", "--client", "-o", "json", member="clientVersion",
+                         remedy="name the right --kubectl"):
         old = (int(client["major"]), int(re.sub(r"\D.*", "", client["minor"]))) < OLDEST_KUBECTL
         say(f"kubectl is {client['gitVersion']}", "install 1.20 or later" if old else "")
-    version = attempt("the cluster answers", "get", "--raw", "/version",
+    version = attempt("the cluster answers", "get", "--raw", "/version", member="gitVersion",
                       remedy="see that kubectl get pods works, or name the --context")
     if not version:
         return 1
-    say(f"the cluster is Kubernetes {json.loads(version)['gitVersion']}")
+    say(f"the cluster is Kubernetes {version}")
     more = [KINDS[kind][0] for kind in (template.kinds if template else ()) if kind not in ("Secret", "Pod")]
     rights = [(verb, name) for name, verbs in {**RIGHTS, **dict.fromkeys(more, MORE_RIGHTS)}.items()
               for verb in verbs]
@@ -4261,14 +4292,13 @@ def run(options: argparse.Namespace) -> int:
         raise Refusal(f"--spare_databases {options.spare_databases} and {template.path}, which is made for "
                       "its user, exclude each other", "leave one of them out")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with blaming(f"only {hard} open files are allowed", f"start it after ulimit -n {MAX_OPEN_FILES}"):
+    with blaming(f"only {hard} open files are allowed", f"have root allow {MAX_OPEN_FILES}: by LimitNOFILE= "
+                 "under systemd, else by ulimit -Hn in the shell that starts it"):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, MAX_OPEN_FILES) if soft >= 0 else soft, hard))
     kubectl = find_kubectl(options)
-    if options.ready_file:
-        with blaming(f"--ready_file {options.ready_file} cannot be made",
-                     "name a file in a folder that this server may write"):
-            open(options.ready_file, "w", encoding="utf-8").close()
-            os.remove(options.ready_file)  # A server before this one may have left it.
+    try_ready_file(options)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(options.ready_file)  # A server before this one may have left it.
     lines, LogQueue.json = LogQueue(sys.stderr.fileno()), options.log_format == "json"
     logging.basicConfig(level=options.log_level.upper(), handlers=[lines])
     # No line shows these, which take as long to find out as to write (the logging HOWTO's Optimization).
@@ -4279,11 +4309,7 @@ def run(options: argparse.Namespace) -> int:
         server = Server((options.host, options.port), tls_files, cluster, options.max_connections_per_client,
                         options.ready_file)
     except (OSError, OverflowError) as error:
-        remedies = {errno.EADDRINUSE: "name a free --port, or end what listens there: ss -ltnp shows it",
-                    errno.EACCES: "name a --port from 1024 on, or give this server the right to lower ones: "
-                    "under systemd with AmbientCapabilities=CAP_NET_BIND_SERVICE"}
-        raise Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})", remedies.get(
-            getattr(error, "errno", 0), "name an address of this machine and a port up to 65535")) from error
+        raise no_listening(options, error) from error
     signal.set_wakeup_fd(server.bell.fileno(), warn_on_full_buffer=False)  # Or the loop would not hear of it.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: end(server))
@@ -4306,6 +4332,23 @@ def run(options: argparse.Namespace) -> int:
     kubectl.stop()
     lines.flush_for(1)
     os._exit(0)  # Taking the interpreter down beside threads that run on has ended in a crash.
+
+
+def try_ready_file(options: argparse.Namespace) -> None:
+    """See whether the file that says that the server is ready can be made. Raises Refusal."""
+    path = options.ready_file
+    if path and (os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK)):
+        raise Refusal(f"--ready_file {path} cannot be made",
+                      "name a file in a folder that this server may write")
+
+
+def no_listening(options: argparse.Namespace, error: Exception) -> Refusal:
+    """Return why the server cannot listen where the options say."""
+    remedies = {errno.EADDRINUSE: "name a free --port, or end what listens there: ss -ltnp shows it",
+                errno.EACCES: "name a --port from 1024 on, or give this server the right to lower ones: "
+                "under systemd with AmbientCapabilities=CAP_NET_BIND_SERVICE"}
+    return Refusal(f"cannot listen on --host {options.host} --port {options.port} ({error})", remedies.get(
+        getattr(error, "errno", 0), "name an address of this machine and a port up to 65535"))
 
 
 def end(server: Server) -> None:

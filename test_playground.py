@@ -30,6 +30,7 @@ from tests.harness import (
     Running,
     altered,
     change_pod,
+    checked,
     database_of,
     delete_by_hand,
     eventually,
@@ -107,9 +108,10 @@ class Start(unittest.TestCase):
         subprocess.run(["openssl", "ec", "-in", path("key_store/server/server.key"), "-aes128", "-passout",
                         "pass:x", "-out", path("locked")],
                        check=True, capture_output=True)
+        os.mkfifo(path("pipe"))  # Whoever opens it waits for its writer.
         for option in ("ca_crt", "server_key", "server_crt", "crl"):
-            for name, remedy in (("nowhere", "gen_cert.sh server"), ("", "gen_cert.sh server"),
-                                 ("dead.kubeconfig", "PEM"), ("garbage", "PEM")):
+            for name, remedy in (("nowhere", "gen_cert.sh server"), ("", "name a file"),
+                                 ("pipe", "name a file"), ("dead.kubeconfig", "PEM"), ("garbage", "PEM")):
                 with self.subTest(option=option, name=name):
                     line = refused(f"--{option}={path(name)}")
                     self.assertIn(f"--{option} {path(name)}", line)
@@ -140,6 +142,29 @@ class Start(unittest.TestCase):
             self.assertIn(f"--port {port}", refused(f"--port={port}"))
         self.assertIn("--context", refused("--namespace=", "--context=nowhere"))
         self.assertIn("--namespace", refused("--namespace=Not_One"))
+
+    def test_value_that_cannot_be_used_is_named_with_what_was_expected_also_by_check(self) -> None:
+        for option, expected in (("--port=99999", "up to 65535"), ("--host=nowhere.invalid", "an address of"),
+                                 (f"--ready_file={path('nowhere/ready')}", "may write"),
+                                 (f"--ready_file={path()}", "may write"),
+                                 (f"--templates={path('nowhere')}", "beside playground.py")):
+            with self.subTest(option=option):
+                self.assertIn(expected, refused(option))
+                check = checked(option)
+                self.assertEqual(check.returncode, 1)
+                self.assertRegex(check.stdout, f"WRONG .*{expected}")
+        for option, expected in (("--idle_timeout=1h", "seconds, such as"), ("--port=-1", "from 0 on"),
+                                 ("--max_databases=many", "from 0 on"), ("--idel_timeout=1", "see --help")):
+            self.assertIn(expected, refused(option))
+
+    def test_program_that_is_no_kubectl_is_named_and_fills_no_log(self) -> None:
+        check = checked("--kubectl=/bin/true")
+        self.assertEqual((check.returncode, check.stderr), (1, ""))
+        self.assertRegex(check.stdout, "WRONG  kubectl runs: .* name the right --kubectl")
+        with Running("--kubectl=/bin/true") as server:
+            server.wait_for(lambda: server.lines("no Kubernetes API server's"), "the log says what is wrong")
+            time.sleep(2)
+            self.assertEqual(len(server.lines("Traceback")) + len(server.lines("outcome=lost")), 1)
 
     def test_help_gives_defaults_and_dashes_work_for_underscores(self) -> None:
         output = subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--help"],

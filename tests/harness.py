@@ -377,6 +377,17 @@ def is_answered(connection: ssl.SSLSocket) -> bool:
         return False
 
 
+def checked(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run --check, without a cluster."""
+    store = path("key_store")
+    return subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--check", "--port=0",
+                           "--namespace=x", f"--ca_crt={store}/ca/ca.crt",
+                           f"--server_key={store}/server/server.key",
+                           f"--server_crt={store}/server/server.crt", *options], capture_output=True,
+                          text=True, timeout=PATIENCE_SECONDS,
+                          env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")})
+
+
 def refused(*options: str, **environment: str) -> str:
     """Start a server that must not start; return the line that it says."""
     store = path("key_store")

@@ -13,7 +13,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 import unittest
 import unittest.mock
@@ -30,6 +29,7 @@ from tests.harness import (
     Ca,
     Running,
     another_ca,
+    checked,
     eventually,
     from_now,
     gen_cert,
@@ -561,7 +561,7 @@ class TlsFiles(unittest.TestCase):
                     self.assertEqual(server.call("alice", "status")[0], 200)
                 warnings = server.lines("level=WARNING event=tls")
                 self.assertEqual(len(warnings), int(told), warnings)
-                check = checked(f"--ca_crt={path('two.crt')}", f"--crl={lists}")
+                check = checked(f"--ca_crt={path('two.crt')}", f"--crl={lists}").stdout
                 self.assertEqual(len(re.findall(r"(?m)^WRONG .*\b(?:list|crl)\b", check)), int(told), check)
 
     def test_certificate_that_is_no_cas_is_refused_in_words(self) -> None:
@@ -620,7 +620,7 @@ class Future(unittest.TestCase):
         crl, pair = path("early.crl"), path("early.crt")
         self.revoking_alice(crl)
         self.pair(pair)
-        said = checked(f"--crl={crl}", f"--server_crt={pair}")
+        said = checked(f"--crl={crl}", f"--server_crt={pair}").stdout
         self.assertEqual(re.findall(r"(?m)^WRONG  (\S+) begins at ", said), [pair, crl], said)
         with Running(f"--crl={crl}", f"--server_crt={pair}") as server:
             unverified = tls("bob")
@@ -682,16 +682,6 @@ class Future(unittest.TestCase):
         with open(path("with-root.crt"), "w", encoding="utf-8") as file:
             file.write(read(path("key_store/server/server.crt")) + read(path("key_store/ca/ca.crt")))
         return file.name
-
-
-def checked(*options: str) -> str:
-    """Return what --check says of TLS files, without a cluster."""
-    store = path("key_store")
-    return subprocess.run([sys.executable, os.path.join(ROOT, "playground.py"), "--check", "--namespace=x",
-                           f"--ca_crt={store}/ca/ca.crt", f"--server_key={store}/server/server.key",
-                           f"--server_crt={store}/server/server.crt", *options], capture_output=True,
-                          text=True, timeout=60,
-                          env={**os.environ, "KUBECONFIG": path("dead.kubeconfig")}).stdout
 
 
 RSA, EC, ED25519 = ("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), ("ed25519",)
@@ -790,7 +780,7 @@ class Others(unittest.TestCase):
             with self.subTest(crt=crt, key=key):
                 options = f"--server_crt={crt}", f"--server_key={key}", f"--ca_crt={ca_crt}"
                 self.assertRegex(refused(*options), words)
-                self.assertRegex(checked(*options), f"(?m)^WRONG  start: .*{words}")
+                self.assertRegex(checked(*options).stdout, f"(?m)^WRONG  start: .*{words}")
 
     def test_names_that_the_last_start_had_and_this_one_lacks_are_a_warning_once(self) -> None:
         root, pair = issue("named-root", A_CA), path("named")
@@ -799,7 +789,8 @@ class Others(unittest.TestCase):
         for extensions, warnings in (more, 0), (SERVER, 1), (SERVER, 0), (more, 0):
             issue("named", extensions, root)
             with self.subTest(extensions=extensions, warnings=warnings):
-                self.assertEqual(checked(*options).count("for 10.0.0.7, play.example.org at"), warnings)
+                check = checked(*options).stdout
+                self.assertEqual(check.count("for 10.0.0.7, play.example.org at"), warnings)
                 with Running(*options) as running:
                     said = running.lines(f"level=WARNING event=tls file={pair}.crt lacks=")
                     self.assertEqual([' lacks="10.0.0.7,play.example.org" ' in line for line in said],
@@ -829,7 +820,7 @@ class Others(unittest.TestCase):
             file.write(f"-----BEGIN X509 CRL-----\n{text}-----END X509 CRL-----\n")
         options = (f"--ca_crt={root}.crt", f"--crl={file.name}", f"--server_crt={path('endless-server')}.crt",
                    f"--server_key={path('endless-server')}.key")
-        self.assertIn(f"ok     {file.name} has no end\n", checked(*options))
+        self.assertIn(f"ok     {file.name} has no end\n", checked(*options).stdout)
         context = ssl.create_default_context(cafile=f"{root}.crt")
         context.load_cert_chain(f"{issue('endless-client', CLIENT, root)}.crt", path("endless-client.key"))
         with Running(*options) as running:
@@ -864,7 +855,8 @@ class Others(unittest.TestCase):
             self.assertEqual(len(server.lines(f" crl={crl} ")), 1)
         self.assertEqual(gen_cert("--revoke", "alice", store="beside").returncode, 0)
         os.rename(crl, f"{crl}.away")
-        self.assertRegex(checked(f"--ca_crt={ca}"), "(?m)^-      revocation list: none, so no certificate is")
+        self.assertRegex(checked(f"--ca_crt={ca}").stdout,
+                         "(?m)^-      revocation list: none, so no certificate is")
         with Running(f"--ca_crt={ca}") as server:
             self.assertEqual(len(server.lines('crl="none, so no certificate is revoked"')), 1)
             os.rename(f"{crl}.away", crl)

@@ -298,7 +298,7 @@ class Table(Case):
         for user in users:
             self.create(user)
         self.work()
-        told = dict[str, playground.Outcome | None]()
+        told: dict[str, playground.Outcome | None] = {}
         for user in users:
             self.get_ready(user)
 
