@@ -447,8 +447,9 @@ END
 }
 
 tell_new() { # SUBJECT-ALTERNATIVE-NAMES
-  local shown
+  local shown program="python3 -m playground"
   printf -v shown %q "$store" # In what is printed to be pasted.
+  ! command -v sqlflow_playground >/dev/null || program=sqlflow_playground
   cat <<END
 $store/$name/$name.crt   until $(end_of "$store/$name/$name.crt")
 $store/$name/$name.key   keep it secret
@@ -459,7 +460,7 @@ END
 
 Valid for $1. A running server takes it up within seconds. Start one:
 
-  python -m playground --ca_crt=$shown/ca/ca.crt --crl=$shown/ca/ca.crl \
+  $program --ca_crt=$shown/ca/ca.crt --crl=$shown/ca/ca.crl \
 --server_key=$shown/server/server.key --server_crt=$shown/server/server.crt
 
 Then make a certificate for each client: gen_cert.sh some_client

@@ -10,7 +10,7 @@ The file reads as a request travels: the server's loop; one connection; HTTP; th
 then what these stand on: templates, kubectl, the TLS files, the log and the metrics, the command line.
 
     thread               does                                          is waited for by
-    the loop (main)      all that concerns a connection: see Server    nobody, and waits for nobody
+    the loop (main)      all that concerns a connection: see Server    all: so it waits for nothing itself
     handshakes, two      OpenSSL's part of the handshakes              nobody: they post what came of it
     tls files            reads the TLS files when they change          nobody: it posts them
     log                  writes the log's lines                        nobody: what does not fit is dropped
@@ -1272,6 +1272,7 @@ NO_PASSWORD = ("the database's Secret has no password that SQLFlow can take: del
                "another one")
 FOREIGN = ("the cluster has a {} {} without this playground's labels: use another user_id, or ask the "
            "maintainer to rename it, or to label it again if it was ours")
+STARTING = "the database is starting: ask again, its creation goes on"
 STAYS = ("the user's Lease was deleted from the cluster and does not go: ask again; if it stays, its "
          "maintainer finds why with kubectl get --output=yaml")
 NOT_YOURS = "this user_id belongs to another client"
@@ -1731,9 +1732,12 @@ class Cluster:
                 self.early_beats[user_id, client] = None
             return {"status": "unknown"}
         status = self.status_of(user) if user else "absent"
-        moved = (status == "ready" and user and user.lease
-                 and self.has_moved(user, self.address(user.lease.holder)))
-        return {"status": "absent" if status == "kept" else status, **({"moved": True} if moved else {})}
+        database = self.databases.get(user.lease.holder) if user and user.lease else None
+        moved = status == "ready" and user and database and self.has_moved(user, self.address(database.id))
+        # One that starts as it should says nothing more.
+        why = database.pod.why if status == "starting" and database and database.pod else STARTING
+        return {"status": "absent" if status == "kept" else status, **({"moved": True} if moved else {}),
+                **({"reason": why} if why not in ("", STARTING) else {})}
 
     def databases_of(self, client: str, late: bool) -> list[dict[str, Any]] | None:
         """Return a client's databases by user id, or None if they are not known. Raises KubectlError."""
@@ -3118,7 +3122,7 @@ def pod_reason(pod: dict[str, Any]) -> str:
            for container in status.get("containerStatuses") or ()):
         return ("the database runs, but does not take the password of its data source, or does not answer: "
                 "if root's password was changed, set it back; else its maintainer must see to it")
-    return "the database is starting: ask again, its creation goes on"
+    return STARTING
 
 
 def password_in(secret: dict[str, Any]) -> str:
@@ -4231,8 +4235,8 @@ def check(options: argparse.Namespace) -> int:
                   f"{kind.partition('/')[0]} ({error.reason})")
             continue
         if what == "sample data" and not found:
-            print("-      sample data: none, so databases start empty; for the tutorials' tables apply the "
-                  "ConfigMap of playground.yaml")
+            print(f"-      sample data: none, so databases start empty; for the tutorials' tables apply the "
+                  f"ConfigMap {SAMPLE_DATA}, as README.md does")
         elif what == "sample data":
             say("sample data is there")
         for item in found.get("items", ()):

@@ -42,7 +42,7 @@ docker_process_sql() { # OPTION...: run SQL from stdin as root; *.sh files call 
 }
 
 first_start() { # SERVER OPTION...
-  local root_password own_password file
+  local root_password own_password f
   root_password=$(setting ROOT_PASSWORD) own_password=$(setting PASSWORD)
   MARIADB_DATABASE=$(setting DATABASE) MARIADB_USER=$(setting USER)
   [[ -n $root_password$(setting ALLOW_EMPTY_ROOT_PASSWORD "${MYSQL_ALLOW_EMPTY_PASSWORD:-}") ]] ||
@@ -76,18 +76,19 @@ first_start() { # SERVER OPTION...
     fi
   } | MARIADB_DATABASE=mysql password='' docker_process_sql --binary-mode
   password=$root_password
-  for file in "$initdb"/*; do
-    case $file in
+  # The image calls it f, too.
+  for f in "$initdb"/*; do
+    case $f in
       *.sh)
-        note "$0: running $file"
+        note "$0: running $f"
         # shellcheck disable=SC1090
-        if [[ -x $file ]]; then "$file"; else . "$file"; fi
+        if [[ -x $f ]]; then "$f"; else . "$f"; fi
         ;;
-      *.sql) note "$0: running $file" && docker_process_sql <"$file" ;;
-      *.sql.gz) note "$0: running $file" && gunzip -c "$file" | docker_process_sql ;;
-      *.sql.xz) note "$0: running $file" && xzcat "$file" | docker_process_sql ;;
-      *.sql.zst) note "$0: running $file" && zstd -dc "$file" | docker_process_sql ;;
-      *) note "$0: ignoring $file" ;;
+      *.sql) note "$0: running $f" && docker_process_sql <"$f" ;;
+      *.sql.gz) note "$0: running $f" && gunzip -c "$f" | docker_process_sql ;;
+      *.sql.xz) note "$0: running $f" && xzcat "$f" | docker_process_sql ;;
+      *.sql.zst) note "$0: running $f" && zstd -dc "$f" | docker_process_sql ;;
+      *) note "$0: ignoring $f" ;;
     esac
   done
   note "Stopping temporary server"

@@ -708,13 +708,32 @@ class Pods(unittest.TestCase):
                     self.assertNotIn("lost+found", rows)
 
     def test_wrong_sample_data_never_gets_ready_and_the_pods_state_names_the_file(self) -> None:
-        files = config_map("wrong", a__sql="CREATE DATABASE first", b__sql="no sense")
-        self.create(bare("mysql-data", files, sample_data="wrong"))
-        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-data", "--wait=false")
-        eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pods"), "it backs off")
-        container = self.container("mysql-data")
-        self.assertFalse(container["ready"] or container["started"])
-        self.assertRegex(container["lastState"]["terminated"]["message"], r"(?s)b\.sql\n.{,80}ERROR 1064")
+        long = "INSERT INTO t VALUES " + ", ".join(f"({number}, {number})" for number in range(2000))
+        for name, wrong in (("sql", {"b__sql": "no sense"}), ("long", {"b__sql": long}),
+                            ("sh", {"b__sh": "false"})):
+            files = config_map(name, a__sql="CREATE DATABASE first", c__sql="CREATE DATABASE third", **wrong)
+            self.create(bare(f"mysql-{name}", files, sample_data=name))
+            self.addCleanup(self.devcluster.kubectl, "delete", "pod", f"mysql-{name}", "--wait=false")
+        for name in ("sql", "long", "sh"):
+            with self.subTest(name):
+                eventually(lambda name=name: self.container(f"mysql-{name}")["state"].get(
+                    "waiting", {}).get("reason") == "CrashLoopBackOff", "it backs off")
+                container = self.container(f"mysql-{name}")
+                self.assertFalse(container["ready"] or container["started"])
+                self.assertRegex(container["lastState"]["terminated"]["message"].rstrip(),
+                                 r"the first start failed in \S+/b\.(sql|sh)$")
+
+    def test_data_of_a_database_that_was_ready_is_never_deleted(self) -> None:
+        address = self.create(bare("mysql-dropped"), ready="mysql-dropped")
+        query(address, "CREATE DATABASE mine; CREATE TABLE mine.t SELECT 7 a; DROP DATABASE mysql")
+        self.devcluster.faults(kill_pods="mysql-dropped")
+        for _ in range(2):
+            self.devcluster.faults(kill_pods="mysql-dropped")
+            eventually(lambda: "the database mysql was dropped" in self.container("mysql-dropped")[
+                "lastState"].get("terminated", {}).get("message", ""), "it says what is wrong")
+        uid = self.devcluster.kubectl("get", "pod", "mysql-dropped", "-o", "jsonpath={.metadata.uid}")
+        data = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", uid, "volumes", "data")
+        self.assertTrue(os.path.exists(f"{data}/mine/t.frm"))
 
     def test_probes_and_maintainer_get_in_when_all_connections_are_taken(self) -> None:
         address = self.create(bare("mysql-taken"), ready="mysql-taken")
@@ -755,7 +774,8 @@ class Pods(unittest.TestCase):
                        "it starts again")
             self.devcluster.kubectl("wait", "--for=condition=Ready", "pod/mysql-changed", "--timeout=60s")
             self.assertIn("mine", query(address, "SHOW DATABASES"))
-            query(address, "GRANT SELECT ON mine.* TO root@'%'; DROP USER root@'%'")
+            # Of two accounts the one with the closer host is taken.
+            query(address, "CREATE USER root@'127.%' IDENTIFIED BY 'mine'; DROP USER root@'%'")
 
     @unittest.skipUnless(os.geteuid() == 0, "only root can bound a folder")
     def test_sort_and_alter_that_need_more_than_tmp_fail_and_the_database_lives(self) -> None:

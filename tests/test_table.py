@@ -275,6 +275,20 @@ class Table(Case):
         self.work()
         self.assertEqual(self.cluster.users, {})
 
+    def test_beat_says_why_a_database_is_not_ready_if_something_is_wrong_with_it(self) -> None:
+        self.known()
+        self.create("ann")
+        self.work()
+        self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "starting"})
+        self.watch("Pod", self.get_ready("ann"), status={
+            "conditions": [{"type": "Ready", "status": "False",
+                            "lastTransitionTime": "2026-01-01T00:01:00Z"}],
+            "containerStatuses": [{"started": True, "ready": False,
+                                   "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]})
+        beat = self.cluster.beat("ann", "alice")
+        self.assertEqual(beat["status"], "starting")
+        self.assertIn("does not take the password", beat["reason"])
+
     def test_end_of_what_is_known_takes_two_kubectls_and_of_what_has_changed_a_reading_first(self) -> None:
         self.known()
         self.given("ann")

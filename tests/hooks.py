@@ -1,0 +1,24 @@
+"""Hooks of schemathesis: it knows a later Unicode than Python may, and makes ids of those letters."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import schemathesis
+
+
+def is_known(values: Any) -> bool:
+    """Tell whether all characters of the parameters are assigned, as far as this Python knows."""
+    texts = [value for value in values.values() if isinstance(value, str)] if isinstance(values, dict) else []
+    return not any(unicodedata.category(character) == "Cn" for text in texts for character in text)
+
+
+@schemathesis.hook
+def filter_query(context: schemathesis.HookContext, query: Any) -> bool:
+    return is_known(query)
+
+
+@schemathesis.hook
+def filter_body(context: schemathesis.HookContext, body: Any) -> bool:
+    return is_known(body)
