@@ -1548,9 +1548,9 @@ DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
 # Annotations, of a lease and, the next two, of a Secret. ACQUIRED is the lease's acquireTime, by which a
 # user's Secret is known to have been given under this lease, not under one of the same name that has ended.
 # PASSWORD_HASH is of what has the data, the claim or the Pod: a Secret with another password is not its own.
-USER_ID, CLIENT, ADDRESS, KEPT, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
+USER_ID, CLIENT, ADDRESS, KEPT, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
     PREFIX + name for name in (
-        "user-id", "client", "address", "kept", "template", "acquired", "password-hash"))
+        "user-id", "client", "address", "kept", "replaces", "template", "acquired", "password-hash"))
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 NOBODY = "Nobody"  # Whose a spare is that is being removed: no slug has a capital.
@@ -1639,13 +1639,15 @@ class Cluster:
         if user.lease:
             check_owner(user.lease, user_id, client)
             user.heard_at, user.unwritten = self.clock(), True
+        # Another server may be about to end what was not written for so long.
+        overdue = 0 < self.settings.idle_timeout < self.clock() - user.written_at
+        ready = self.standing(user) == "ready" and not (user.order and user.order.is_end())
+        if ready and not overdue:
+            return self.answer(user)
         if user.failure:
             raise user.failure[0]
-        if self.standing(user) == "ready" and not user.order:
-            if not 0 < self.settings.idle_timeout < self.clock() - user.written_at:
-                return self.answer(user)
-            if not user.stale:
-                self.renew(user)  # Another server may be about to end what was not written for so long.
+        if ready and not user.order and not user.stale:
+            self.renew(user)
         if late:
             raise self.why_not_ready(user)
         self.advance(user, user_id, client, started)
@@ -1660,11 +1662,9 @@ class Cluster:
             check_owner(lease, user_id, client)
         wish = functools.partial(self.advance, user, user_id, client, started)
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
-        if standing == "absent" and database and database.secret:  # On a volume without its lease.
-            if (database.secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
-                raise ApiError(403, NOT_YOURS)
-        elif standing == "absent" and database and database.has_lost_its_password():
-            standing = "bare"
+        if standing == "absent" and database:  # On a volume without its lease.
+            check_volume(database, client)
+            standing = "bare" if database.has_lost_its_password() else standing
         unsure = (user.foreign or standing in ("lost", "bare", "lacking")
                   or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
@@ -1682,7 +1682,8 @@ class Cluster:
         elif standing == "lacking" and not self.template.persistent:
             raise ApiError(409, OTHER_TEMPLATE)
         elif standing in ("absent", "lost", "bare", "lacking") and self.known(("template",), late=False):
-            never_seen = standing == "lost" and not (database and database.had_pod)
+            never_seen = (standing == "lost" and not (database and database.had_pod)
+                          and not (lease and lease.holder == user.missed))
             until = user.leased_at + HALF_MADE_SECONDS
             if never_seen and self.clock() < until:  # Somebody is making it, or was interrupted.
                 self.loop.call_at(until, lambda: self.touch(user))
@@ -1702,7 +1703,8 @@ class Cluster:
             check_owner(user.lease, user_id, client)
         if user.failure and user.failure[1] <= self.clock():  # Else it is one of creating.
             raise user.failure[0]
-        if user.gone_at >= started and not (user.foreign and not user.lease):
+        rest = self.rest(user, client)
+        if user.gone_at >= started and not rest and not (user.foreign and not user.lease):
             return True
         if user.looked_at >= started and user.foreign and not user.lease:
             raise ApiError(409, user.foreign)
@@ -1719,6 +1721,8 @@ class Cluster:
             self.look(user)
         elif user.lease:
             self.end(user)
+        elif rest:
+            self.end_rest(user, rest)
         return False
 
     def beat(self, user_id: str, client: str) -> dict[str, Any]:
@@ -1787,8 +1791,9 @@ class Cluster:
         taken = database and database.secret and database.secret.user
         if not database or taken and not database.is_of(user.slug, user.lease):
             return "lost"
-        if database.secret and not database.secret.user:
-            return "lost" if database.going else "free"
+        if database.secret and not database.secret.user:  # Once given, it is nobody else's, label or not.
+            theirs = database.secret.acquired in ("", user.lease.acquired)
+            return "free" if theirs and not database.going else "lost"
         if not database.pod or database.pod.gone:
             return "lost"
         if not database.secret:
@@ -1812,17 +1817,20 @@ class Cluster:
         address, password = self.address(database.id), database.secret.password if database.secret else ""
         if not address or not password:
             raise ApiError(502, NO_ADDRESS if password else NO_PASSWORD)
-        lost, moved = user.replacement == database.id, self.has_moved(user, address)
-        user.replacement, user.answered = "", address
+        lost, moved = user.lease.replaces and not user.answered, self.has_moved(user, address)
+        user.answered, user.missed = address, ""
         return {"user_id": user.lease.user_id,
                 "data_source": f"mysql://root:{password}@tcp({address}:3306)/?maxAllowedPacket=0",
                 **({"note": LOST if lost else MOVED} if lost or moved else {})}
 
     def address(self, id: str) -> str:
         """Return where a database takes queries; empty if SQLFlow takes no such address."""
-        database = self.databases[id]
+        database, name = self.databases[id], f"mysql-{id}.{self.kubectl.namespace}.svc"
         if service := database.objects.get("Service"):
-            return service.address or f"mysql-{id}.{self.kubectl.namespace}.svc"
+            return service.address or name
+        if is_persistent(id):  # A server of another template does not watch its Service.
+            leases = [self.users[slug].lease for slug in self.holders.get(id, ())]
+            return next((lease.address for lease in leases if lease and lease.address), name)
         return database.pod.address if database.pod else ""
 
     def has_moved(self, user: User, address: str) -> bool:
@@ -1840,8 +1848,10 @@ class Cluster:
         if self.clock() < user.not_before:
             return KubectlError("quota")
         database = self.databases.get(user.lease.holder) if user.lease else None
-        if database and database.pod and database.pod.why:
-            return unavailable(database.pod.why, 10)
+        parts = [part for kind, part in database.objects.items() if kind != "Secret"] if database else []
+        for part in sorted(parts, key=lambda part: not part.gone):
+            if part.why:
+                return unavailable(part.why, 10)
         return unavailable("the cluster did not answer in time: ask again, the creation goes on", 2)
 
     def check_limits(self, client: str) -> None:
@@ -1872,7 +1882,7 @@ class Cluster:
                 metrics.add("databases_given_total", 1, **{"from": origin})
                 metrics.add("data_source_seconds", self.clock() - began, **{"from": origin})
             if not (user.lease or user.order or user.failure or user.ended or user.wish
-                    or slug in self.waiting):
+                    or user.left in self.databases or slug in self.waiting):
                 self.counts[user.counted] -= 1
                 del self.users[slug]
 
@@ -1899,19 +1909,17 @@ class Cluster:
         spare = self.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
-        had_been_ready = lease and (lease.address or before and before.was_ready)
-        theirs = not before or not before.record or before.is_of(user.slug, lease)
-        if had_been_ready and theirs and not is_persistent(id):
-            user.replacement = id
         order = Order(self.given, id, user)
         address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
         now = micro_time(self.wall())
-        item = lease_of(user.slug, user_id, client, id, address, now)
         if lease and lease.holder != id:
-            item["metadata"].update(uid=lease.uid, resourceVersion=str(lease.version))
-            order.replaces.append(item)
+            had_been_ready = lease.address or before and before.was_ready
+            theirs = lease.holder != user.missed and (
+                not before or not before.record or before.is_of(user.slug, lease))
+            replaces = lease.replaces or bool(had_been_ready and theirs and not is_persistent(id))
+            order.replaces.append(pointed_at(lease.item, id, address, now, replaces))
         elif not lease:
-            order.creates.append(item)
+            order.creates.append(lease_of(user.slug, user_id, client, id, address, now))
         if spare and spare.secret:
             spare.promised = True
             order.claims.append(labelled(spare.secret.item, user.slug, now))
@@ -1919,6 +1927,9 @@ class Cluster:
             password = there["Secret"].password if "Secret" in there else secrets.token_hex(16)
             made = self.template.objects_of(id, password, user.slug, user_id, client, now)
             order.creates += [item for item in made if item["kind"] not in there]
+        if is_persistent(id):  # A name that others use as well: whose Secret it is, his is the volume.
+            order.records = [item for item in order.creates if item["kind"] in ("Lease", "Secret")]
+            order.creates = [item for item in order.creates if item not in order.records]
         origin = "new" if not spare else "spare" if spare.takes_queries() else "starting"
         user.asked = user.asked or (self.clock(), origin)
         user.coming = "" if lease else client
@@ -1973,15 +1984,29 @@ class Cluster:
         if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
             order.replaces.append(changed(user.lease.item, kept=True))
             stays = ("PersistentVolumeClaim", "Secret") if "PersistentVolumeClaim" in objects else ()
-        if is_persistent(id):  # Names that are used again: by uid.
-            order.deletes += [(kind, f"mysql-{id}", objects[kind].uid, 0)
-                              for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret")
-                              if kind in objects and kind not in stays]
+        if is_persistent(id):
+            order.deletes += parts_of(id, objects, stays)
         elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             order.ends = self.databases[id].is_of(user.slug, user.lease)
         if not order.replaces:  # Last: while it is there, what is left of a volume is known.
             version = 0 if is_persistent(id) else user.lease.version
             order.deletes.append(("Lease", name, user.lease.uid, version))
+        self.start_order(self.ending, order)
+
+    def rest(self, user: User, client: str) -> Database | None:
+        """Return what there is of a user's database though the lease has gone. Raises ApiError."""
+        for id in (f"user-{user.slug}", user.left) if not user.lease else ():
+            database = self.databases.get(id)
+            if database and not all(getattr(one, "gone", False) for one in database.objects.values()):
+                check_volume(database, client)
+                return database
+        return None
+
+    def end_rest(self, user: User, database: Database) -> None:
+        """Order the end of what is left of a user's database."""
+        order = Order(self.gone, database.id, user)
+        order.deletes += parts_of(database.id, database.objects) if is_persistent(database.id) else []
+        order.ends = not order.deletes
         self.start_order(self.ending, order)
 
     def remove(self, database: Database) -> None:
@@ -2013,7 +2038,8 @@ class Cluster:
         So a lease is there before a Secret names its user, a Secret before the Pod that starts with it, and
         what cannot be had for oneself first, since somebody has changed it, is somebody else's and stays.
         """
-        for verb, step in (("replace", "replaces"), ("create", "creates"), ("replace", "claims")):
+        for verb, step in (("replace", "replaces"), ("create", "records"), ("create", "creates"),
+                           ("replace", "claims")):
             wanted = [(order, item) for order in orders if not order.failures
                       for item in getattr(order, step)]
             failure, printed = KubectlError("failed"), b""
@@ -2081,7 +2107,7 @@ class Cluster:
 
     def carried_out(self, orders: list[Order], crash: KubectlError | None) -> None:
         """Take up what came of orders."""
-        if creating := sum(bool(order.creates) for order in orders):
+        if creating := sum(bool(order.records or order.creates) for order in orders):
             metrics.add("creations_grouped", creating)
         for order in orders:
             order.failures += [("", crash)] if crash else []
@@ -2111,18 +2137,24 @@ class Cluster:
         if not user or not errors:
             return
         # Of what was to be made it is the namespace that was not found.
-        quicker = ("exists", "conflict") if order.creates else ("exists", "conflict", "not found")
+        making = order.records or order.creates
+        quicker = ("exists", "conflict") if making else ("exists", "conflict", "not found")
         error = next((error for error in errors.values() if error.reason not in quicker), None)
         refused = errors["Lease"].reason in ("exists", *REFUSALS) if "Lease" in errors else False
         if refused and made and not is_persistent(order.id):
             self.destroy(order.id)  # Somebody else's lease came first; one that timed out may have been made.
         if not error:
             user.stale = True  # Somebody was quicker. What the watches do not show yet is read.
+            user.missed = order.id if order.claims else user.missed
             self.look(user)
             return
         made_here = not order.claims and not is_persistent(order.id)
         if error.reason in REFUSALS and made_here and user.lease and user.lease.holder == order.id:
-            self.end(user)  # Nothing is left that counts.
+            if order.replaces:  # The lease was there before, and goes on to the next one.
+                user.missed = order.id
+                self.destroy(order.id)
+            else:
+                self.end(user)  # Nothing is left that counts.
         if error.reason == "quota" and self.make_room():
             user.not_before = self.clock() + 1
             self.loop.call_at(user.not_before, lambda: self.touch(user))
@@ -2140,8 +2172,12 @@ class Cluster:
             database.stays_until = self.clock() + (REFUSED_SECONDS if order.failures else 0)
         if not user:
             return
+        user.left = order.id if order.failures else ""
         if not order.failures:
-            for uid in [uid for kind, _, uid, _ in order.deletes if kind == "Lease"]:
+            for kind, name, uid, _ in order.deletes:
+                if kind != "Lease":
+                    self.learn(kind, name, None)  # If it takes its time, its watch tells.
+                    continue
                 user.gone_at = self.clock()
                 if user.lease and user.lease.uid == uid:
                     user.ended = uid
@@ -2162,15 +2198,15 @@ class Cluster:
         """
         user.wish = user.wish or wish  # The older one is granted first.
         if not any(look.user.slug == user.slug for look in self.looking.waiting):
-            database = self.databases.get(user.lease.holder) if user.lease else None
-            self.looking.add(Look(user, self.clock(), user.lease, dict(database.objects) if database else {},
-                                  idle))
+            id = user.lease.holder if user.lease else f"user-{user.slug}"
+            objects = dict(self.databases[id].objects) if id in self.databases else {}
+            self.looking.add(Look(user, self.clock(), user.lease, id, objects, idle))
 
     def look_at(self, looks: list[Look]) -> Any:
         """Read users' leases, and then what they name, as a thread; return the objects."""
         leases = self.read([("Lease", f"user-{look.user.slug}") for look in looks])
         names = {str(item["spec"].get("holderIdentity")) for item in leases}
-        names |= {f"mysql-{look.lease.holder}" for look in looks if look.lease}
+        names |= {f"mysql-{look.id}" for look in looks if look.lease or look.objects}
         names |= {f"mysql-user-{look.user.slug}" for look in looks if self.template.persistent}
         return leases + self.read([
             (kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
@@ -2200,7 +2236,7 @@ class Cluster:
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()
                 continue
-            id = look.lease.holder if look.lease else f"user-{user.slug}"
+            id = look.id
             keys = [(kind, f"user-{user.slug}" if kind == "Lease" else f"mysql-{id}") for kind in KINDS]
             read = there.get(keys[0])
             # What it names now must be what was read with it.
@@ -2318,6 +2354,8 @@ class Cluster:
                 idle += [one] if in_time else []
             elif one.lease and not one.order and not one.lease.kept:
                 self.mend(one, one.lease)
+            elif one.left not in self.databases:
+                self.touch(one)  # Nothing is left of it; nobody may want to know of this user any more.
         if portion:
             self.loop.post(functools.partial(self.look_around, rest, in_time, idle, suspects))
             return
@@ -2335,14 +2373,15 @@ class Cluster:
             self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
 
     def mend(self, user: User, lease: Lease) -> None:
-        """Write down the address that was answered; make the Pod again that a drained node took away."""
+        """Write down what was answered, address and note; make a Pod again that a drained node took away."""
         if is_persistent(lease.holder) and self.template.persistent and self.standing(user) == "lacking":
             self.give(user, lease.user_id, lease.client)
             return
         address = self.address(lease.holder) if lease.holder in self.databases else ""
-        if address and user.answered == address != lease.address:
-            order, now = Order(self.given, "", user), micro_time(self.wall())
-            order.replaces.append(changed(lease.item, renewed=now, address=address))
+        if address and user.answered == address and (lease.replaces or address != lease.address):
+            # Nobody waits for it: what fails is tried again in the next round.
+            order = Order(lambda order: None, "", user)
+            order.replaces.append(changed(lease.item, micro_time(self.wall()), address=address))
             self.start_order(self.making, order)
 
     def is_idle(self, user: User) -> bool:
@@ -2369,7 +2408,7 @@ class Cluster:
         half = self.clock() > database.half_since + HALF_A_SPARE_SECONDS
         if is_persistent(database.id) or database.promised or self.clock() < database.stays_until:
             return False  # Somebody's data may be in it, or its removal was refused a moment ago.
-        if not secret or not secret.user:
+        if not secret or secret.is_free():
             return half
         user = self.users.get(secret.user)
         return not (user and user.lease and user.lease.holder == database.id
@@ -2389,9 +2428,11 @@ class Cluster:
         named = {lease.holder for lease in leases if isinstance(lease, Lease)}
         given = {(lease.holder, lease.acquired) for lease in leases if isinstance(lease, Lease)}
         ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
-                 and (user_of(secret) or not secret and id not in named)]
-        return ended, [secret for id, secret in secrets.items() if secret and not user_of(secret)
-                       and id not in named and not started_with(secret, items.get(("Pod", f"mysql-{id}")))]
+                 and (user_of(secret) or acquired_of(secret) or not secret and id not in named)]
+        free = {id: secret for id, secret in secrets.items()
+                if secret and not user_of(secret) and id not in ended and id not in named}
+        return ended, [secret for id, secret in free.items()
+                       if not started_with(secret, items.get(("Pod", f"mysql-{id}")))]
 
     def remove_garbage(self, found: Any) -> None:
         """Have what is nobody's deleted."""
@@ -2511,7 +2552,7 @@ class Cluster:
         if lease and (not was or was.holder != lease.holder):
             user.leased_at, user.answered, user.looked_at = now, "", float("-inf")
         if not lease:
-            user.replacement, user.asked = "", None
+            user.asked = None
         elif not was or was.uid != lease.uid:
             user.heard_at, user.written_at = now, float("-inf")  # Nobody knows when it was written.
         elif was.renewed != lease.renewed:
@@ -2540,7 +2581,7 @@ class Cluster:
         """Count a database as a spare, or not: one that a lease names is on its way to somebody."""
         database = self.databases.get(id)
         self.spares.pop(id, None)
-        if database and database.secret and not database.secret.user and id not in self.holders:
+        if database and database.secret and database.secret.is_free() and id not in self.holders:
             self.spares[id] = database
 
     def start(self) -> None:
@@ -2768,6 +2809,7 @@ class Lease(NamedTuple):
     renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
     address: str  # The one that was answered.
     kept: bool  # Its database has ended but for its volume.
+    replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
     text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
 
     @property
@@ -2787,6 +2829,10 @@ class Secret(NamedTuple):
     password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
     password_hash: str
     text: str  # As of a Lease.
+
+    def is_free(self) -> bool:
+        """Tell whether it was never given; that somebody took its label away does not make it so."""
+        return not self.user and not self.acquired
 
     @property
     def item(self) -> dict[str, Any]:
@@ -2844,7 +2890,7 @@ class Database:
     def is_of(self, slug: str, lease: Lease | None) -> bool:
         """Tell whether it was given to a user under this lease; a volume is found again under any."""
         record = self.record
-        return bool(record and record.user == slug and lease
+        return bool(record and lease and record.user in (slug, "") and not record.is_free()
                     and (record.acquired == lease.acquired or is_persistent(self.id)))
 
     def has_lost_its_password(self) -> bool:
@@ -2854,7 +2900,7 @@ class Database:
 
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
-        free = self.secret and not self.secret.user and not self.promised and not self.going
+        free = self.secret and self.secret.is_free() and not self.promised and not self.going
         return bool(free and self.pod and not self.pod.gone)
 
 
@@ -2877,7 +2923,8 @@ class User:
         self.stale = False  # Somebody has changed what is known: nothing is ordered until it is read afresh.
         self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
         self.not_before = float("-inf")  # When room may have been made.
-        self.replacement = ""  # The id of a database that stands for what was lost, until that was told.
+        self.left = ""  # The id of a database that could not be ended though its lease was.
+        self.missed = ""  # The id of a database that the lease names, and that went to somebody else.
         self.foreign = ""  # What is in the way of a database, and not ours to touch.
         self.wish: Step | None = None  # For a database, which waits for a reading.
         # When a database was ordered that is not ready so far, from what.
@@ -2892,6 +2939,8 @@ class Order:
         self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
         # Leases, and Secrets of spares that go: by who saw their version;
         self.replaces: list[dict[str, Any]] = []
+        # leases and Secrets that have to be there before the rest is made;
+        self.records: list[dict[str, Any]] = []
         self.creates: list[dict[str, Any]] = []
         self.claims: list[dict[str, Any]] = []  # Secrets of spares that are given, likewise;
         # by kind, name, uid and version, if that is not 0;
@@ -2900,6 +2949,10 @@ class Order:
         self.made: list[dict[str, Any]] = []
         self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
 
+    def is_end(self) -> bool:
+        """Tell whether it takes something away."""
+        return self.ends or bool(self.deletes)
+
 
 class Look(NamedTuple):
     """What is to be read afresh for a user, and what was known when that was ordered."""
@@ -2907,6 +2960,7 @@ class Look(NamedTuple):
     user: User
     ordered: float
     lease: Lease | None
+    id: str  # Of the lease's database or, without a lease, of the one that the user may have on a volume.
     objects: dict[str, Any]
     idle: bool  # To end the lease, if that is all there is.
 
@@ -2991,6 +3045,20 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
         raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
 
 
+def check_volume(database: Database, client: str) -> None:
+    """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
+    notes = database.secret.item["metadata"].get("annotations") or {} if database.secret else {CLIENT: client}
+    if is_persistent(database.id) and notes.get(CLIENT) != client:
+        raise ApiError(403, NOT_YOURS)
+
+
+def parts_of(id: str, objects: dict[str, Any], stays: Sequence[str] = ()) -> list[tuple[str, str, str, int]]:
+    """Return what to delete of a database whose name is used again: by uid, as Order.deletes has it."""
+    return [(kind, f"mysql-{id}", objects[kind].uid, 0)
+            for kind in ("Pod", "Service", "PersistentVolumeClaim", "Secret")
+            if kind in objects and kind not in stays]
+
+
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 
 
@@ -3014,7 +3082,8 @@ def seen_of(item: dict[str, Any]) -> Seen:
         return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
                      annotations.get(USER_ID, ""), annotations.get(CLIENT, ""),
                      spec.get("acquireTime") or "", spec.get("renewTime") or "",
-                     annotations.get(ADDRESS, ""), KEPT in annotations, json.dumps(bare(item)))
+                     annotations.get(ADDRESS, ""), KEPT in annotations, REPLACES in annotations,
+                     json.dumps(bare(item)))
     if item["kind"] == "Secret":
         password = password_in(item) if PASSWORD.fullmatch(password_in(item)) else ""
         return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
@@ -3025,7 +3094,7 @@ def seen_of(item: dict[str, Any]) -> Seen:
     return Part(uid, version, next((one for one in addresses if re.fullmatch("[0-9.]+", one)), ""),
                 conditions.get("Ready", {}).get("status") == "True",
                 "deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
-                pod_reason(item) if item["kind"] == "Pod" else "",
+                reason_of(item),
                 conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
                 annotations.get(PASSWORD_HASH, ""))
 
@@ -3038,14 +3107,23 @@ def bare(item: dict[str, Any]) -> dict[str, Any]:
             **{key: item[key] for key in ("spec", "type", "data", "immutable") if key in item}}
 
 
-def changed(lease: dict[str, Any], kept: bool = False, renewed: str = "",
+def changed(lease: dict[str, Any], renewed: str = "", kept: bool = False,
             address: str = "") -> dict[str, Any]:
     """Return a lease as it is to be written, by whoever saw its version."""
     metadata, spec = lease["metadata"], lease["spec"]
-    annotations = {name: value for name, value in (metadata.get("annotations") or {}).items() if name != KEPT}
+    annotations = {name: value for name, value in (metadata.get("annotations") or {}).items()
+                   if name not in (KEPT, REPLACES if address else KEPT)}
     annotations.update({**({KEPT: "true"} if kept else {}), **({ADDRESS: address} if address else {})})
     return {**lease, "metadata": {**metadata, "annotations": annotations},
             "spec": {**spec, "renewTime": renewed or spec.get("renewTime")}}
+
+
+def pointed_at(lease: dict[str, Any], id: str, address: str, now: str, replaces: bool) -> dict[str, Any]:
+    """Return a lease that names another database, to be written by whoever saw its version."""
+    notes = {**(lease["metadata"].get("annotations") or {}), ADDRESS: address,
+             **({REPLACES: "true"} if replaces else {})}
+    return {**lease, "metadata": {**lease["metadata"], "annotations": notes},
+            "spec": {**lease["spec"], "holderIdentity": f"mysql-{id}", "acquireTime": now, "renewTime": now}}
 
 
 def too_small(quota: dict[str, Any], template: Template, settings: Settings) -> str:
@@ -3099,12 +3177,16 @@ def micro_time(seconds: float) -> str:
     return time.strftime(SECONDS, time.gmtime(seconds)) + f".{int(seconds % 1 * 1e6):06d}Z"
 
 
-def pod_reason(pod: dict[str, Any]) -> str:
-    """Say why a pod is not ready, in Kubernetes' own words for the reason but none of its messages."""
-    if "deletionTimestamp" in pod["metadata"]:
-        return ("the database's old pod does not go (Terminating): ask again; if it stays, its maintainer "
-                "finds why with kubectl describe")
-    status = pod.get("status") or {}
+def reason_of(part: dict[str, Any]) -> str:
+    """Say why a part is not ready, in Kubernetes' own words for the reason but none of its messages."""
+    if "deletionTimestamp" in part["metadata"]:
+        return ("the database's volume was deleted, and goes when its pod does: delete_db gives the data up"
+                if part["kind"] == "PersistentVolumeClaim" else
+                f"the database's old {part['kind'].lower()} does not go (Terminating): ask again; if it "
+                "stays, its maintainer finds why with kubectl describe")
+    if part["kind"] != "Pod":
+        return ""
+    status = part.get("status") or {}
     conditions = status.get("conditions") or ()
     reasons = [one.get("reason", "") for one in conditions if one["type"] == "PodScheduled"]
     reasons += [(container.get("state") or {}).get("waiting", {}).get("reason", "")
@@ -4246,7 +4328,9 @@ def check(options: argparse.Namespace) -> int:
                 + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
             if template and (room := template.databases_in(limits)) < float("inf"):
-                say(f"quota {item['metadata']['name']} has room for {room:.0f} databases",
+                users = settings_of(options, template).max_databases
+                say(f"quota {item['metadata']['name']} has room for {room:.0f} databases, so for "
+                    f"{max(room - users, 0):.0f} spares when --max_databases {users} are there",
                     too_small(item, template, settings_of(options, template)))
         if what == "quota" and not found.get("items"):
             say("quota: none")

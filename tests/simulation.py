@@ -843,8 +843,10 @@ class Story:
     """One seed's story: the scheduler, who meddles, and what must hold."""
 
     FAULTS = ("kubectl", "slow pods", "stuck pods", "templates",
-              "kill", "term", "clock", "pause", "cut", "deaf", "quota", "policy", "outage", "hand secret",
-              "hand pod", "hand lease", "evict", "move", "restart", "relabel", "future")  # What a hand does.
+              "kill", "term", "clock", "pause", "cut", "deaf", "quota", "policy", "outage",
+              # What a hand does.
+              "hand secret", "unlabel", "hand pod", "hand lease", "evict", "move", "restart", "relabel",
+              "future")
 
     def __init__(self, seed: int, make: type[Cluster] = Cluster, telling: bool = False) -> None:
         self.seed, self.make, self.telling = seed, make, telling
@@ -1057,6 +1059,10 @@ class Story:
                 metadata = {key: secret["metadata"][key] for key in ("name", "labels", "annotations")}
                 another = {"password": base64.b64encode(b"another one").decode()}
                 self.api.create({**secret, "metadata": metadata, "data": another}, "hand")
+        elif fault == "unlabel" and name and ("Secret", name) in self.api.objects:
+            secret = playground.bare(self.api.objects["Secret", name])
+            labels = {key: value for key, value in secret["metadata"]["labels"].items() if key != USER}
+            self.api.put({**secret, "metadata": {**secret["metadata"], "labels": labels}}, "hand")
         elif fault == "hand pod" and pod:
             self.api.delete("Pod", pod["metadata"]["name"], "hand")
         elif fault == "evict" and container and container.password and not container.ends:

@@ -763,10 +763,10 @@ class Pods(unittest.TestCase):
         query(address, "SET PASSWORD FOR root@'%' = PASSWORD('mine'); CREATE DATABASE mine")
         eventually(lambda: not self.container("mysql-changed")["ready"], "it is not ready")
         pod = json.loads(self.devcluster.kubectl("get", "pod", "mysql-changed", "-o", "json"))
-        self.assertIn("if root's password was changed, set it back", playground.pod_reason(pod))
+        self.assertIn("if root's password was changed, set it back", playground.reason_of(pod))
         for condition in pod["status"]["conditions"]:  # As before its first readiness probe.
             condition["lastTransitionTime"] = pod["metadata"]["creationTimestamp"]
-        self.assertIn("is starting", playground.pod_reason(pod))
+        self.assertIn("is starting", playground.reason_of(pod))
         self.assertEqual(query(address, "SELECT 1", options=("--port=3307", "--user=maintainer")), "1\n")
         for restarts in (1, 2):
             self.devcluster.faults(kill_pods="mysql-changed")

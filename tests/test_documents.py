@@ -142,7 +142,7 @@ def said() -> Iterator[str]:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in tellers:
                 yield from texts(node.args[tellers[name]])
-        elif isinstance(node, ast.FunctionDef) and node.name == "pod_reason":
+        elif isinstance(node, ast.FunctionDef) and node.name == "reason_of":
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Return) and inner.value:
                     yield from texts(inner.value)

@@ -80,8 +80,8 @@ class IdleByWallClock(Cluster):
 # With the seed of the story that finds it. A change of Cluster makes another story of each seed: then one of
 # the next ones may be it.
 MUTANTS: dict[str, tuple[type[Cluster], int]] = {mutant.__name__: (mutant, seed) for mutant, seed in (
-    (MissingLeaseMeansFree, 11), (LeasesByLabel, 1002), (LeasesBeforeSecrets, 189),
-    (TrimsWithoutClaiming, 746), (IdleByWallClock, 11))}
+    (MissingLeaseMeansFree, 4), (LeasesByLabel, 154), (LeasesBeforeSecrets, 50),
+    (TrimsWithoutClaiming, 52), (IdleByWallClock, 6))}
 
 
 def simulate(*arguments: object) -> subprocess.Popen[str]:

@@ -240,6 +240,141 @@ class Table(Case):
         self.assertEqual(self.create("ann")["note"], playground.LOST)
         self.assertNotIn("note", self.create("ann"))
 
+    def test_used_database_whose_label_was_taken_away_is_no_spare_and_goes_with_its_lease(self) -> None:
+        for ends in ("delete", "sweep"):
+            with self.subTest(ends):
+                self.setUp()
+                self.known()
+                name = self.given("ann")
+                del self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER]
+                self.watch("Secret", name)
+                if ends == "delete":
+                    self.cluster.delete("ann", "alice", self.loop.now, False)
+                else:  # On another server, which this one hears of.
+                    del self.kubectl.there["Lease", "user-ann"]
+                    self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+                    self.loop.pass_time(playground.HALF_A_SPARE_SECONDS + 1)
+                    self.cluster.sweep()
+                self.assertIsNone(self.cluster.pick())
+                for _ in range(4):
+                    self.work()
+                self.assertEqual(self.kubectl.asked[-1], ("delete", []))
+                self.assertIsNone(self.cluster.pick())
+
+    def test_label_that_was_taken_away_comes_back_while_the_lease_names_the_database(self) -> None:
+        self.known()
+        name = self.given("ann")
+        del self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER]
+        self.watch("Secret", name)
+        self.create("ann")
+        self.work()
+        self.assertEqual(self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER], "ann")
+        self.assertIn("data_source", self.create("ann"))
+
+    def spare(self) -> str:
+        """Have a spare made that gets ready; return its name."""
+        self.cluster.settings = self.cluster.settings._replace(spare_databases=1)
+        self.cluster.tend_spares()
+        for _ in range(4):
+            self.work()
+        (spare,) = self.cluster.spares.values()
+        self.watch("Pod", f"mysql-{spare.id}", status=READY)
+        self.cluster.settings = self.cluster.settings._replace(spare_databases=0)
+        return f"mysql-{spare.id}"
+
+    def test_spare_that_went_to_somebody_else_is_no_loss_and_the_next_comes_at_once(self) -> None:
+        self.known()
+        name = self.spare()
+        ask = functools.partial(self.cluster.create, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, ask)
+        self.kubectl.failures["replace 1 objects for ann"] = playground.KubectlError("conflict")
+        self.assertIsNone(ask())
+        self.work()
+        self.kubectl.failures.clear()
+        for kind in ("Secret", "Pod"):  # Another server had too many.
+            del self.kubectl.there[kind, name]
+            self.cluster.take_event(kind, name, None, next(self.kubectl.versions))
+        for _ in range(4):
+            self.work()
+        self.assertNotEqual(self.get_ready("ann"), name)
+        self.assertNotIn("note", self.create("ann"))
+
+    def test_loss_is_told_by_whichever_server_is_asked_until_one_has_told_it(self) -> None:
+        self.known()
+        name = self.given("ann")
+        self.kubectl.there["Lease", "user-ann"]["metadata"].update(finalizers=["a/b"])
+        self.kubectl.there["Lease", "user-ann"]["metadata"]["annotations"]["whose"] = "the maintainer's"
+        self.watch("Lease", "user-ann")
+        self.watch("Pod", name, status={"phase": "Failed"})
+        self.loop.pass_time(1)
+        create = functools.partial(self.cluster.create, "ann", "alice", self.loop.now, False)
+        ask = functools.partial(playground.outcome_of, create)
+        self.cluster.wait("ann", self, ask)
+        self.kubectl.failures["create "] = playground.KubectlError("quota", "exceeded quota")
+        ask()
+        for _ in range(3):
+            self.work()
+        self.kubectl.failures.clear()
+        self.loop.pass_time(61)
+        self.cluster.settle()
+        ask()
+        for _ in range(3):
+            self.work()
+        self.get_ready("ann")
+        metadata = self.kubectl.there["Lease", "user-ann"]["metadata"]
+        self.assertIn(playground.REPLACES, metadata["annotations"])
+        self.assertEqual((metadata["finalizers"], metadata["annotations"]["whose"]),
+                         (["a/b"], "the maintainer's"))
+        there = self.kubectl.there
+        self.setUp()  # Another server.
+        self.kubectl.there, self.kubectl.versions = there, itertools.count(1000)
+        for kind, name in list(there):
+            self.watch(kind, name)
+        self.known()
+        self.assertIsNone(self.create("ann"))  # It is written down first that she is back.
+        self.work()
+        self.assertEqual(self.create("ann")["note"], playground.LOST)
+        self.cluster.sweep()
+        for _ in range(4):
+            self.work()
+        self.assertNotIn(playground.REPLACES, there["Lease", "user-ann"]["metadata"]["annotations"])
+        self.assertNotIn("note", self.create("ann"))
+
+    def test_ready_database_is_answered_whatever_becomes_of_writing_down_what_was_answered(self) -> None:
+        self.known()
+        self.given("ann")
+        self.kubectl.failures["replace "] = playground.KubectlError("policy", "denied")
+        self.cluster.sweep()
+        self.loop.pass_time(1)
+        self.assertTrue(self.cluster.users["ann"].order)
+        self.assertIn("data_source", self.create("ann"))
+        self.work()
+        self.assertEqual(self.refusals("replace"), 1)
+        self.assertIn("data_source", self.create("ann"))
+
+    def test_end_that_is_refused_halfway_is_no_end_and_the_next_request_goes_on(self) -> None:
+        self.known()
+        self.given("ann")
+        told: list[playground.Outcome | None] = []
+
+        def ask() -> None:
+            told.append(playground.outcome_of(
+                lambda: {} if self.cluster.delete("ann", "alice", started, False) else None))
+        self.kubectl.failures["end 1 databases"] = playground.KubectlError("policy", "denied")
+        for refused in (True, True, False):
+            self.loop.pass_time(5)
+            started = self.loop.now
+            told.clear()
+            if not refused:
+                self.kubectl.failures.clear()
+            self.cluster.wait("ann", self, ask)
+            ask()
+            for _ in range(4):
+                self.work()
+            self.cluster.wait("ann", self, None)
+            outcomes = [one.status for one in told if one]
+            self.assertEqual(outcomes[0] if outcomes else 0, 502 if refused else 200)
+
     def test_secret_with_another_password_than_its_pods_is_no_record_also_for_a_server_that_starts(
         self) -> None:
         self.known()
@@ -626,6 +761,63 @@ class Persistent(Case):
                              (409, playground.FOREIGN.format(kind, name)))
             self.loop.pass_time(5)
 
+    def test_volume_is_made_by_whoever_made_the_secret_and_nobody_else(self) -> None:
+        self.known()
+        self.create("ann")
+        for _ in range(3):
+            self.work()
+        made = [[item["kind"] for item in items] for verb, items in self.kubectl.asked if verb == "create"]
+        self.assertEqual(made, [["Lease", "Secret"], ["PersistentVolumeClaim", "Service", "Pod"]])
+        self.kubectl.failures["create 2 objects for ben"] = playground.KubectlError(
+            "exists", 'Error from server (AlreadyExists): leases "user-ben" already exists\n' * 2)
+        self.create("ben")
+        for _ in range(3):
+            self.work()
+        self.assertIn("refused create", [verb for verb, _ in self.kubectl.asked])
+        self.assertEqual([kind for kind, name in self.kubectl.there if "ben" in name], [])
+
+    def test_volume_whose_lease_was_deleted_by_hand_is_deleted_by_its_client_and_no_other(self) -> None:
+        self.known()
+        self.given("ann")
+        del self.kubectl.there["Lease", "user-ann"]
+        self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+        with self.assertRaises(playground.ApiError):
+            self.cluster.delete("ann", "bob", self.loop.now, False)
+        delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, delete)
+        self.assertFalse(delete())
+        for _ in range(4):
+            self.work()
+        self.assertEqual(self.kubectl.there, {})
+        self.assertTrue(delete())
+
+    def test_server_of_another_template_answers_the_same_address_and_forgets_what_it_read(self) -> None:
+        self.known()
+        self.given("ann")
+        there, address = self.kubectl.there, self.create("ann")["data_source"]
+        self.cluster.sweep()
+        for _ in range(4):
+            self.work()
+        self.template = "mysql.yaml"
+        self.setUp()
+        self.kubectl.there, self.kubectl.versions = there, itertools.count(1000)
+        for kind, name in list(there):
+            if kind in self.cluster.kinds:
+                self.watch(kind, name)
+        self.known()
+        look = functools.partial(self.cluster.create, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, look)
+        look()
+        for _ in range(4):
+            self.work()
+        self.assertEqual(self.create("ann"), {"user_id": "ann", "data_source": address})
+        delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, delete)
+        delete()
+        for _ in range(4):
+            self.work()
+        self.assertEqual((there, self.cluster.databases), ({}, {}))
+
     def test_pod_that_a_sweep_could_not_delete_goes_in_a_later_round(self) -> None:
         self.known()
         self.given("ann")
@@ -668,6 +860,17 @@ class Templates(unittest.TestCase):
                 file.flush()
                 with self.assertRaisesRegex(ValueError, reason):
                     playground.Template(file.name)
+
+
+class Quota(Case):
+    def test_quota_without_room_for_what_the_options_allow_is_told(self) -> None:
+        for hard, room in (({"pods": "4"}, ""), ({"pods": "3"}, "3"), ({"limits.memory": "1Gi"}, "2"),
+                           ({"count/secrets": "4", "requests.memory": "256Mi"}, "2"),
+                           ({"services": "0"}, "")):
+            settings = self.cluster.settings._replace(spare_databases=1)  # And three users' databases.
+            said = playground.too_small({"status": {"hard": hard}}, self.cluster.template, settings)
+            self.assertEqual(said, room and f"it has room for {room} databases, --max_databases and "
+                             "--spare_databases are 4: raise it, or lower them")
 
 
 class Words(unittest.TestCase):
