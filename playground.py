@@ -2373,9 +2373,16 @@ class Cluster:
             self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
 
     def mend(self, user: User, lease: Lease) -> None:
-        """Write down what was answered, address and note; make a Pod again that a drained node took away."""
-        if is_persistent(lease.holder) and self.template.persistent and self.standing(user) == "lacking":
+        """Write down what was answered, address and note; do what no request does.
+
+        It makes a Pod again that a drained node took away, and completes what was given halfway.
+        """
+        standing = self.standing(user)
+        if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
             self.give(user, lease.user_id, lease.client)
+            return
+        if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
+            self.claim(user)
             return
         address = self.address(lease.holder) if lease.holder in self.databases else ""
         if address and user.answered == address and (lease.replaces or address != lease.address):

@@ -80,7 +80,7 @@ class IdleByWallClock(Cluster):
 # With the seed of the story that finds it. A change of Cluster makes another story of each seed: then one of
 # the next ones may be it.
 MUTANTS: dict[str, tuple[type[Cluster], int]] = {mutant.__name__: (mutant, seed) for mutant, seed in (
-    (MissingLeaseMeansFree, 4), (LeasesByLabel, 154), (LeasesBeforeSecrets, 50),
+    (MissingLeaseMeansFree, 6), (LeasesByLabel, 894), (LeasesBeforeSecrets, 166),
     (TrimsWithoutClaiming, 52), (IdleByWallClock, 6))}
 
 
