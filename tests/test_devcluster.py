@@ -85,6 +85,12 @@ class DevCluster:
     def faults(self, **faults: Any) -> None:
         self.kubectl("create", "--raw", "/devcluster/faults", "-f", "-", stdin=json.dumps(faults))
 
+    def folder(self, kind: str, name: str) -> str:
+        """Return where the node keeps what is in a pod or a claim."""
+        uid = self.kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}")
+        parent = {"pod": "pods", "persistentvolumeclaim": "claims"}[kind]
+        return os.path.join(os.path.dirname(self.kubeconfig), parent, uid)
+
 
 def kubectl(kubeconfig: str, *arguments: str, stdin: str = "",
             program: str = "kubectl") -> subprocess.CompletedProcess[str]:
@@ -519,12 +525,6 @@ class Database(unittest.TestCase):
         self.devcluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s")
         return self.devcluster.kubectl("get", "service", name, "-o", "jsonpath={.spec.clusterIP}")
 
-    def folder(self, kind: str, name: str) -> str:
-        """Return where the node keeps what is in a pod or a claim."""
-        uid = self.devcluster.kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}")
-        parent = {"pod": "pods", "persistentvolumeclaim": "claims"}[kind]
-        return os.path.join(os.path.dirname(self.devcluster.kubeconfig), parent, uid)
-
     def test_query_through_the_service_returns_rows_of_iris(self) -> None:
         address = self.start("mysql-iris")
         self.assertRegex(address, r"^127\.\d+\.")
@@ -533,7 +533,7 @@ class Database(unittest.TestCase):
         with self.assertRaises(subprocess.CalledProcessError):
             query(address, "SELECT 1 INTO OUTFILE '/tmp/devcluster-must-not-write-here'")
         self.assertIn("ready for connections", self.devcluster.kubectl("logs", "mysql-iris"))
-        folder = self.folder("pod", "mysql-iris")
+        folder = self.devcluster.folder("pod", "mysql-iris")
         self.assertTrue(processes(folder))
         self.devcluster.kubectl("delete", "pod", "mysql-iris")
         eventually(lambda: not os.path.exists(folder) and not processes(folder),
@@ -544,7 +544,7 @@ class Database(unittest.TestCase):
         query(address, "CREATE TABLE iris.mine (a INT); INSERT INTO iris.mine VALUES (7)")
         self.devcluster.kubectl("delete", "pod,service", "mysql-kept")  # As the sweep does.
         self.assertEqual(query(self.start("mysql-kept"), "SELECT * FROM iris.mine").strip(), "7")
-        folder = self.folder("persistentvolumeclaim", "mysql-kept")
+        folder = self.devcluster.folder("persistentvolumeclaim", "mysql-kept")
         self.assertTrue(os.listdir(folder))
         self.devcluster.kubectl("delete", "pod,service,secret,persistentvolumeclaim", "mysql-kept")
         eventually(lambda: not os.path.exists(folder), "its data is gone")
@@ -578,6 +578,19 @@ class Database(unittest.TestCase):
             self.assertTrue(lost and second != first)
             eventually(lambda: not self.devcluster.kubectl(
                 "get", "pod,secret", was["metadata"]["name"], "--ignore-not-found"), "the old one is removed")
+
+
+# The steps of a first start, and what the log says when each begins.
+FIRST_START = {"system tables": "Initializing database files",
+               "temporary server": "Starting temporary server",
+               "sample data": ": running /", "after": "MariaDB init process done"}
+
+
+def read_if_there(path: str) -> str:
+    """Return a file's text; nothing if it is not there so far."""
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
+        return file.read()
+    return ""
 
 
 def query(address: str, sql: str, password: str = "secret-word", options: tuple[str, ...] = ()) -> str:
@@ -649,8 +662,7 @@ class Pods(unittest.TestCase):
     def test_temporary_files_and_the_socket_are_in_the_pods_own_volumes(self) -> None:
         address = self.create(bare("mysql-tmp"), ready="mysql-tmp")
         [row] = query(address, "SELECT @@tmpdir, @@socket, @@pid_file").splitlines()
-        uid = self.devcluster.kubectl("get", "pod", "mysql-tmp", "-o", "jsonpath={.metadata.uid}")
-        volumes = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", uid, "volumes")
+        volumes = f"{self.devcluster.folder('pod', 'mysql-tmp')}/volumes"
         self.assertEqual(row.split("\t"), [f"{volumes}/tmp", f"{volumes}/run/mysqld.sock",
                                            f"{volumes}/run/mysqld.pid"])
 
@@ -693,19 +705,39 @@ class Pods(unittest.TestCase):
             for item in items:
                 if item["kind"] == "Pod":
                     item["spec"]["volumes"][-1]["configMap"]["name"] = "steps"
+                    [container] = item["spec"]["containers"]
+                    # System tables that no other test has made; servers that take a while on any machine.
+                    container["args"].append("--max-connections=17")
+                    container["command"][-2] = container["command"][-2].replace(
+                        "umask 022", "umask 022; echo 'SELECT SLEEP(0.5);' >>/run/mysqld/init.sql")
+            self.devcluster.faults(room=0)
             self.create(listed(*map(json.dumps, items)))
             self.addCleanup(self.devcluster.kubectl, "delete", "pod", *names, "--wait=false")
-            for name in names:  # One after the other, so that each is met at another step.
+            logs = {name: f"{self.devcluster.folder('pod', name)}/mysql.log" for name in names}
+
+            def kill(number: int, logs: dict[str, str] = logs) -> None:
+                """Kill a container in one of the steps, sooner or later in it."""
+                name, step = list(logs)[number], list(FIRST_START)[number % len(FIRST_START)]
+                eventually(lambda: FIRST_START[step] in read_if_there(logs[name]), f"{name} is at {step}")
+                time.sleep(number // len(FIRST_START) * 0.15)
                 self.devcluster.faults(kill_pods=name)
-                time.sleep(0.2)
+            with ThreadPoolExecutor(len(names)) as pool:
+                kills = pool.map(kill, range(len(names)))
+                self.devcluster.faults()  # Now there is room for them.
+                list(kills)
             self.devcluster.kubectl("wait", "--for=condition=Ready", *(f"pod/{name}" for name in names),
                                     "--timeout=100s")
+            met = set()
             for name in names:
                 with self.subTest(name):
                     self.assertEqual(self.container(name)["lastState"]["terminated"]["exitCode"], 137)
                     rows = query(self.status(name)["podIP"], "SELECT * FROM a.t, b.t, c.t; SHOW DATABASES")
                     self.assertEqual(rows.split()[:3], ["7", "7", "7"])
                     self.assertNotIn("lost+found", rows)
+                begun = FIRST_START["system tables"]
+                first = begun + read_if_there(logs[name]).split(begun)[1]  # The next run's are behind.
+                met.add([step for step, words in FIRST_START.items() if words in first][-1])
+            self.assertEqual(met, set(FIRST_START))
 
     def test_wrong_sample_data_never_gets_ready_and_the_pods_state_names_the_file(self) -> None:
         long = "INSERT INTO t VALUES " + ", ".join(f"({number}, {number})" for number in range(2000))
@@ -867,7 +899,7 @@ class Pods(unittest.TestCase):
                    "the reason shows")
         self.create(json.dumps(items["Secret"]), ready="mysql-late")
 
-    def test_killed_database_comes_back_with_its_data_and_pauses_grow(self) -> None:
+    def test_killed_database_comes_back_with_its_data_and_the_second_restart_waits(self) -> None:
         address = self.create(bare("mysql-killed"), ready="mysql-killed")
         query(address, "CREATE DATABASE mine")
         self.devcluster.faults(kill_pods="mysql-killed")
@@ -878,6 +910,28 @@ class Pods(unittest.TestCase):
         eventually(lambda: "CrashLoopBackOff" in self.devcluster.kubectl("get", "pod", "mysql-killed"),
                    "the second restart waits")
         self.assertIn("0/1", self.devcluster.kubectl("get", "pod", "mysql-killed"))
+
+    def test_pauses_between_restarts_double_up_to_five_minutes(self) -> None:
+        self.create(bare("mysql-failing", command=["false"]))
+        self.addCleanup(self.devcluster.kubectl, "delete", "pod", "mysql-failing", "--wait=false")
+        for seconds in (10, 20, 40, 80, 160, 300, 300):
+            eventually(lambda seconds=seconds: f"back-off {seconds}s restarting" in str(
+                self.container("mysql-failing")["state"]), f"it waits for {seconds} s")
+            self.devcluster.faults(move_pods="mysql-failing")  # Which starts it anew at once.
+
+    def test_readiness_and_liveness_are_not_probed_before_the_startup_probe_succeeded(self) -> None:
+        def probe(name: str, command: str = "true") -> dict[str, Any]:
+            words = ["sh", "-c", f"echo {name} >>/var/lib/mysql/probed; {command}"]
+            return {"exec": {"command": words}, "periodSeconds": 1}
+        third = '[ "$(wc -l </var/lib/mysql/probed)" -ge 3 ]'
+        self.create(bare("mysql-probed", command=["sleep", "600"], args=[],
+                         startupProbe=probe("startup", third), readinessProbe=probe("readiness"),
+                         livenessProbe=probe("liveness")), ready="mysql-probed")
+        path = f"{self.devcluster.folder('pod', 'mysql-probed')}/volumes/data/probed"
+        with open(path, encoding="utf-8") as file:
+            probed = file.read().split()
+        self.assertEqual(probed[:3], ["startup"] * 3)
+        self.assertLessEqual(set(probed[3:]), {"readiness", "liveness"})
 
     def test_container_that_was_out_of_memory_says_so_and_keeps_its_tables(self) -> None:
         address = self.create(bare("mysql-oom"), ready="mysql-oom")
