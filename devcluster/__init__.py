@@ -11,10 +11,10 @@ A pod whose image is called after mariadb or mysql is run, if there is a `mariad
 programs: its command and arguments, or the image's entry script, whose steps docker-entrypoint.sh takes;
 environment, Secret references, volumes, probes and restarts as a kubelet has them. It listens on an address
 of its own, on loopback, of a range that no other dev cluster on this machine has; connections to its
-Service's are led there. In its commands 127.0.0.1 stands for that address, and a mount path for the folder
-that is mounted there. Every other pod, and with --hollow or without a mariadbd every pod, is hollow: nothing
-runs, it is ready after a second, and a Warning event says why. One whose image is "never-ready" stays in
-ImagePullBackOff.
+Service's are led there. In its commands, and in *.sh files of a ConfigMap, 127.0.0.1 stands for that address,
+and a mount path for the folder that is mounted there. Every other pod, and with --hollow or without a
+mariadbd every pod, is hollow: nothing runs, it is ready after a second, and a Warning event says why. One
+whose image is "never-ready" stays in ImagePullBackOff.
 
     module         holds
     kinds          what there is, and what it looks like

@@ -1,8 +1,9 @@
 """A container: a process with the folders, the environment and the address of its pod.
 
 It has no root, network or users of its own. So that it behaves as in its image all the same, a mount path in
-its command stands for the folder that is mounted there, and 127.0.0.1 for the pod's address; the programs of
-the image are wrapped so that they start with the image's settings instead of this machine's.
+its command, or in a *.sh file of a ConfigMap or Secret, stands for the folder that is mounted there, and
+127.0.0.1 for the pod's address; the programs of the image are wrapped so that they start with the image's
+settings instead of this machine's.
 """
 
 from __future__ import annotations
@@ -75,16 +76,17 @@ class Container:
         self.pod, self.spec, self.address, self.folder, self.find = pod, container, address, folder, find
         self.process: subprocess.Popen[bytes] | None = None
         self.in_memory: dict[str, str] = {}  # Volumes, and the sizes of them in bytes.
-        self.paths = self.mount(claim)
+        self.mount(claim)
         self.programs(path)
         self.environment = self.variables(f"{folder}/bin:{path}")
 
     # -- what it finds
 
-    def mount(self, claim: Callable[[str], str]) -> dict[str, str]:
-        """Return the folders of its mount paths: its volumes', or its own, which are new. Raises NotYet."""
+    def mount(self, claim: Callable[[str], str]) -> None:
+        """Make the folders of its mount paths: its volumes', or its own, which are new. Raises NotYet."""
         volumes = {volume["name"]: volume for volume in self.pod["spec"].get("volumes", ())}
-        paths = {path: f"{self.folder}/image{path}" for path in IMAGE_PATHS}
+        self.paths = {path: f"{self.folder}/image{path}" for path in IMAGE_PATHS}
+        projected = []
         shutil.rmtree(f"{self.folder}/image", ignore_errors=True)
         os.makedirs(f"{self.folder}/image")
         for mount in self.spec.get("volumeMounts", ()):
@@ -92,13 +94,15 @@ class Container:
             if "persistentVolumeClaim" in volume:
                 folder = claim(volume["persistentVolumeClaim"]["claimName"])
             os.makedirs(folder, exist_ok=True)
-            self.project(volume, folder)
+            projected.append((volume, folder))
             if (volume.get("emptyDir") or {}).get("medium") == "Memory":
                 self.in_memory[folder] = str(size_of(volume["emptyDir"].get("sizeLimit", "64Mi")))
-            paths[mount["mountPath"].rstrip("/")] = os.path.join(folder, mount.get("subPath", "")).rstrip("/")
-        for folder in paths.values():
+            path = mount["mountPath"].rstrip("/")
+            self.paths[path] = os.path.join(folder, mount.get("subPath", "")).rstrip("/")
+        for volume, folder in projected:  # Now that all paths are known, which its files may name.
+            self.project(volume, folder)
+        for folder in self.paths.values():
             os.makedirs(folder, exist_ok=True)
-        return paths
 
     def project(self, volume: Object, folder: str) -> None:
         """Write a ConfigMap's or Secret's files into a volume's folder. Raises NotYet."""
@@ -108,9 +112,13 @@ class Container:
                 items = {item["key"]: item["path"] for item in source.get("items", ())}
                 for name in items or data:
                     file_path = f"{folder}/{items.get(name, name)}"
+                    text = data.get(name, b"")
+                    if file_path.endswith(".sh"):
+                        text = self.localise(text.decode(errors="surrogateescape")).encode(
+                            errors="surrogateescape")
                     os.makedirs(os.path.dirname(file_path), exist_ok=True)
                     with open(file_path, "wb") as file:
-                        file.write(data.get(name, b""))
+                        file.write(text)
                     os.chmod(file_path, source["defaultMode"])
 
     def needed(self, plural: str, source: Object, name: str) -> dict[str, bytes]:
@@ -118,9 +126,10 @@ class Container:
         item = self.find(plural, name)
         if not item and not source.get("optional"):
             raise NotYet("CreateContainerConfigError", f'{plural[:-1]} "{name}" not found')
-        data = (item or {}).get("data", {})
-        return {key: base64.b64decode(value) if plural == "secrets" else value.encode()
-                for key, value in data.items()}
+        data, packed = ((item or {}).get(field, {}) for field in ("data", "binaryData"))
+        return {**{key: base64.b64decode(value) if plural == "secrets" else value.encode()
+                   for key, value in data.items()},
+                **{key: base64.b64decode(value) for key, value in packed.items()}}
 
     def variables(self, path: str) -> dict[str, str]:
         """Return its environment. Raises NotYet."""
@@ -167,7 +176,7 @@ class Container:
             os.symlink(ENTRYPOINT, f"{self.folder}/bin/docker-entrypoint.sh")
 
     def localise(self, word: str) -> str:
-        """Return a word of its command as it is on this machine."""
+        """Return a word of its command, or a script, as it is on this machine."""
         paths = "|".join(re.escape(path) for path in sorted(self.paths, key=len, reverse=True))
         return re.sub(rf"(?<![\w./-])(?:{paths})(?![\w.-])|\b127\.0\.0\.1\b",
                       lambda match: self.paths.get(match[0], self.address), word)

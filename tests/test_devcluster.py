@@ -674,6 +674,28 @@ class Pods(unittest.TestCase):
         self.assertEqual(query(address, "SELECT name, HEX(name) FROM d.`张三`").split(),
                          ["Zoë", "5A6FC3AB", "mysql-mixed", b"mysql-mixed".hex().upper(), "2", "32"])
 
+    def test_compressed_sample_data_that_kubectl_made_a_config_map_of_runs_too(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, compressor in (("gz", "gzip"), ("xz", "xz"), ("zst", "zstd")):
+                if shutil.which(compressor):
+                    said = subprocess.run([compressor, "-c"], input=f"CREATE DATABASE {name}".encode(),
+                                          capture_output=True, check=True)
+                    with open(f"{folder}/{name}.sql.{name}", "wb") as file:
+                        file.write(said.stdout)
+            self.devcluster.kubectl("create", "configmap", "packed", f"--from-file={folder}")
+            packed = {name.partition(".")[0] for name in os.listdir(folder)}
+        self.assertIn("gz", packed)
+        address = self.create(bare("mysql-packed", sample_data="packed"), ready="mysql-packed")
+        self.assertLessEqual(packed, set(query(address, "SHOW DATABASES").split()))
+
+    def test_mount_paths_in_a_script_of_the_sample_data_are_the_pods_own(self) -> None:
+        path = f"/tmp/devcluster-{secrets.token_hex(4)}-must-not-be-here"
+        files = config_map("script", a__sh=f"echo one >{path}\ndocker_process_sql <<<\"CREATE DATABASE "
+                                           f"$(cat {path})\"")
+        address = self.create(bare("mysql-script", files, sample_data="script"), ready="mysql-script")
+        self.assertFalse(os.path.exists(path))
+        self.assertIn("one", query(address, "SHOW DATABASES").split())
+
     def test_bad_statement_ends_the_first_start_and_the_next_takes_half_of_it_as_the_image_does(self) -> None:
         files = config_map("bad", a__sql="CREATE DATABASE first", b__sql="no sense",
                            c__sql="CREATE DATABASE third")
