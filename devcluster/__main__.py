@@ -60,6 +60,8 @@ def main() -> int:
         addresses = Range()
         store = Store(str(addresses.services))
         node = Node(store, state, options.hollow, addresses)
+        if node.mariadbd:
+            addresses.check()
         tokens = {user: secrets.token_urlsafe(24) for user in ("admin", "nobody")}
         with Server(options.port, make_certificate(state), tokens, store, node) as server:
             reactors = [node.react]

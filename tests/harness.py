@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import ctypes
 import glob
 import json
 import os
@@ -27,6 +28,7 @@ import time
 import unittest
 import unittest.mock
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import yaml
@@ -412,6 +414,17 @@ def stepping(offset: str) -> tuple[str, str]:
                   f"    with open({offset!r}) as file: return real() + float(file.read() or 0)\n"
                   f"time.time = stepped\nsys.path.insert(0, {ROOT!r})\n"
                   "import playground\nsys.exit(playground.main())\n")
+
+
+def in_a_network_of_its_own(do: Callable[[], None]) -> None:
+    """Have a thread, and the processes that it starts, see a network that nobody else is in."""
+    def enter() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), "unshare")
+        do()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(enter).result()
 
 
 def descendants(pid: int) -> list[int]:

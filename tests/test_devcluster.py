@@ -16,6 +16,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,7 @@ from tests.harness import (
     Running,
     applied_once,
     eventually,
+    in_a_network_of_its_own,
 )
 
 setUpModule = harness.set_up
@@ -493,6 +495,22 @@ class Process(unittest.TestCase):
                                     capture_output=True, text=True, cwd=ROOT)
             self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
             self.assertIn("in use", result.stderr)
+
+    @unittest.skipUnless(MARIADB, NO_MARIADB)
+    @unittest.skipUnless(os.geteuid() == 0, "a network of its own can be made by root only")
+    def test_server_that_has_the_databases_port_everywhere_is_told_unless_no_database_runs(self) -> None:
+        def beside_a_server() -> None:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            with socket.create_server(("", 3306)):
+                result = subprocess.run([sys.executable, "-m", "devcluster"], capture_output=True, text=True,
+                                        cwd=ROOT, timeout=PATIENCE_SECONDS)
+                self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
+                self.assertRegex(result.stderr, "port 3306 is in use.*stop the server.*--hollow")
+                with DevCluster("--hollow") as hollow:
+                    self.assertTrue(hollow.kubeconfig)
+            with socket.create_server(("127.0.0.1", 3306)), DevCluster() as devcluster:
+                self.assertTrue(devcluster.kubeconfig)
+        in_a_network_of_its_own(beside_a_server)
 
 
 def processes(folder: str) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import glob
 import http.client
 import importlib
@@ -37,6 +36,7 @@ from tests.harness import (
     empty_cluster,
     eventually,
     gen_cert,
+    in_a_network_of_its_own,
     is_answered,
     our_ca,
     path,
@@ -685,14 +685,3 @@ def heard(connection: ssl.SSLSocket) -> str:
     except OSError as error:
         return str(getattr(error, "reason", error))
     return "good-bye"
-
-
-def in_a_network_of_its_own(do: Callable[[], None]) -> None:
-    """Have a thread, and the processes that it starts, see a network that nobody else is in."""
-    def enter() -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(0x40000000):  # CLONE_NEWNET
-            raise OSError(ctypes.get_errno(), "unshare")
-        do()
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(enter).result()
