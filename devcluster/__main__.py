@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word until `main` sees to it.
+
 import argparse
 import base64
 import contextlib
@@ -10,15 +15,19 @@ import glob
 import os
 import secrets
 import shutil
-import signal
 import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from typing import NoReturn
 
-import yaml
+try:
+    import yaml
+except ImportError:
+    print("devcluster: it needs PyYAML: pip install PyYAML, or apt-get install python3-yaml", file=sys.stderr)
+    sys.exit(2)
 
 from devcluster.addresses import Range
 from devcluster.controllers import Controllers
@@ -34,9 +43,9 @@ LOCK_SECONDS = 2.0
 
 def main() -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="devcluster", description="A Kubernetes API in one process, on loopback.")
-    parser.add_argument("--port", type=int, default=0, help="TCP port of 127.0.0.1 (default: any free one)")
+    parser = Parser(prog="devcluster", description="A Kubernetes API in one process, on loopback.")
+    parser.add_argument("--port", type=port_number, default=0,
+                        help="TCP port of 127.0.0.1 (default: any free one)")
     parser.add_argument("--state", help="folder for the kubeconfig and the pods' data; it is kept "
                                         "(default: a temporary one)")
     parser.add_argument("--hollow", action="store_true",
@@ -84,6 +93,21 @@ def main() -> int:
         if state and not options.state:
             shutil.rmtree(state, ignore_errors=True)
     return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses what it does not understand in one line, as all else that keeps it from serving."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        self.exit(2, f"devcluster: {message}: see --help\n")
+
+
+def port_number(text: str) -> int:
+    """Return a port of the command line. Raises ValueError or ArgumentTypeError."""
+    if not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: from 1 to 65535, or 0 for any free one")
+    return int(text)
 
 
 def take(state: str) -> None:

@@ -760,8 +760,8 @@ def soak(seconds: float, seed: int, logs: str) -> int:
 
 def main() -> int:
     """Read the command line, make certificates and a namespace, and soak."""
-    parser = argparse.ArgumentParser(prog="soak",
-                                     description="Soak two servers with users and faults at random.")
+    # The script has the help, and what is wrong is one line.
+    parser = argparse.ArgumentParser(prog="soak", usage=argparse.SUPPRESS, add_help=False)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6),
                         help="what users and faults are drawn with")

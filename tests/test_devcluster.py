@@ -469,9 +469,11 @@ class Process(unittest.TestCase):
     def test_demo_that_was_hung_up_on_or_killed_leaves_no_process_and_nothing_to_the_next_one(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for number in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):
+                with socket.create_server(("127.0.0.1", 0)) as free:
+                    port = str(free.getsockname()[1])
                 demo = subprocess.Popen(["scripts/demo"], cwd=ROOT, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL, start_new_session=True,
-                                        env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": "0"})
+                                        env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": port})
                 log = f"{folder}/playground-demo-{demo.pid}-*/devcluster.log"
                 eventually(lambda log=log: glob.glob(log) and os.path.getsize(glob.glob(log)[0]), "it is up")
                 demo.send_signal(number)
@@ -495,6 +497,24 @@ class Process(unittest.TestCase):
                                     capture_output=True, text=True, cwd=ROOT)
             self.assertEqual((result.returncode, result.stdout, result.stderr.count("\n")), (2, "", 1))
             self.assertIn("in use", result.stderr)
+
+    def test_what_keeps_it_from_serving_is_one_line_and_ctrl_c_meanwhile_is_none(self) -> None:
+        def started(*options: str, module: str) -> tuple[int, str]:
+            with tempfile.TemporaryDirectory() as folder:
+                with open(f"{folder}/yaml.py", "w", encoding="utf-8") as file:
+                    file.write(module)
+                result = subprocess.run([sys.executable, "-m", "devcluster", *options], cwd=ROOT, text=True,
+                                        capture_output=True, env={**os.environ, "PYTHONPATH": folder})
+                self.assertEqual(result.stdout, "")
+                return result.returncode, result.stderr
+        for options, module, words in ((("--port=99999",), "", "--port"), (("--bogus",), "", "--bogus"),
+                                       ((), "raise ImportError", "pip install PyYAML")):
+            with self.subTest(options):
+                code, said = started(*options, module=module)
+                self.assertEqual((code, said.count("\n")), (2, 1), said)
+                self.assertIn(words, said)
+        interrupted = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+        self.assertEqual(started(module=interrupted), (-signal.SIGINT, ""))
 
     @unittest.skipUnless(MARIADB, NO_MARIADB)
     @unittest.skipUnless(os.geteuid() == 0, "a network of its own can be made by root only")

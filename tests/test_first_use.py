@@ -50,6 +50,14 @@ def other_pythons() -> dict[tuple[int, ...], str]:
     return found
 
 
+def refused_by_script(script: str, *arguments: str, **environment: str) -> str:
+    """Start a script that must not start; return the line that it says."""
+    result = subprocess.run([os.path.join(ROOT, "scripts", script), *arguments], capture_output=True,
+                            text=True, timeout=PATIENCE_SECONDS, env={**os.environ, **environment})
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result
+    return result.stderr
+
+
 class Start(unittest.TestCase):
     """What keeps the server from starting is one line with the remedy, and exit status 2."""
 
@@ -120,6 +128,40 @@ class Start(unittest.TestCase):
                                                     str(taken.getsockname()[1])})
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertIn("PLAYGROUND_DEMO_PORT=", result.stderr)
+
+    def test_scripts_refuse_what_they_do_not_take_in_one_line(self) -> None:
+        for script, *arguments in (["siege", "abc"], ["siege", "--bogus"], ["siege", "5", "6"], ["soak"],
+                                   ["soak", "abc"], ["fuzz", "abc"], ["fuzz", "--bogus"],
+                                   ["simulate", "abc"], ["simulate", "5", "6"], ["demo", "--bogus"]):
+            with self.subTest(script, arguments=arguments):
+                self.assertIn("takes", refused_by_script(script, *arguments))
+        for port in ("abc", "0", "99999"):
+            with self.subTest(port):
+                self.assertIn("PLAYGROUND_DEMO_PORT", refused_by_script("demo", PLAYGROUND_DEMO_PORT=port))
+
+    def test_half_of_a_virtual_environment_is_made_anew(self) -> None:
+        scripts = path("half", "scripts")
+        os.makedirs(scripts)
+        shutil.copy(f"{ROOT}/scripts/environment", scripts)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", path("half", ".venv")], check=True)
+        result = subprocess.run(["bash", "-c", f"source {scripts}/environment; python_packages pip"],
+                                capture_output=True, text=True)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertTrue(os.path.exists(path("half", ".venv", "bin", "pip")))
+
+    def test_installing_what_makes_virtual_environments_is_told(self) -> None:
+        scripts, bin = path("told", "scripts"), path("told", "bin")
+        for folder in (scripts, bin):
+            os.makedirs(folder)
+        shutil.copy(f"{ROOT}/scripts/environment", scripts)
+        for name, script in (("python3", "exit 1"), ("apt-get", "exit 0"), ("id", "echo 0")):
+            with open(os.path.join(bin, name), "w", encoding="utf-8") as file:
+                file.write(f"#!/bin/sh\n{script}\n")
+            os.chmod(file.name, 0o755)
+        result = subprocess.run(["bash", "-c", f"source {scripts}/environment; python_packages pip"],
+                                capture_output=True, text=True,
+                                env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"})
+        self.assertIn("installing python3-venv, which takes a moment", result.stdout)
 
     def test_package_that_cannot_be_had_is_left_out_by_name_and_leaves_no_folder(self) -> None:
         bin, temporary = path("apt-bin"), path("apt-tmp")
