@@ -97,7 +97,7 @@ class DevCluster:
 def kubectl(kubeconfig: str, *arguments: str, stdin: str = "",
             program: str = "kubectl") -> subprocess.CompletedProcess[str]:
     # What kubectl keeps of a server: every devcluster is another one, and the home folder is none of theirs.
-    cache = os.path.join(tempfile.gettempdir(), "devcluster-test-kubectl")
+    cache = harness.path("kubectl-cache")
     return subprocess.run([program, f"--kubeconfig={kubeconfig}", f"--cache-dir={cache}", *arguments],
                           input=stdin, capture_output=True,
                           text=True, timeout=2 * PATIENCE_SECONDS)

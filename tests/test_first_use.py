@@ -163,6 +163,17 @@ class Start(unittest.TestCase):
                                 env={**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"})
         self.assertIn("installing python3-venv, which takes a moment", result.stdout)
 
+    @unittest.skipUnless(sys.prefix == os.path.join(ROOT, ".venv"), "it is not scripts/test that runs this")
+    def test_tests_leave_nothing_in_the_temporary_folder(self) -> None:
+        folder = path("left")
+        os.mkdir(folder)
+        result = subprocess.run(
+            [os.path.join(ROOT, "scripts", "test"), "--numprocesses=1", "-k", "slow_answers",
+             "tests/test_devcluster.py"], capture_output=True, text=True,
+            env={**os.environ, "TMPDIR": folder})
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertEqual(os.listdir(folder), [])
+
     def test_package_that_cannot_be_had_is_left_out_by_name_and_leaves_no_folder(self) -> None:
         bin, temporary = path("apt-bin"), path("apt-tmp")
         for folder in (bin, temporary):
