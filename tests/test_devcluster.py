@@ -823,8 +823,7 @@ class Pods(unittest.TestCase):
             self.devcluster.faults(kill_pods="mysql-dropped")
             eventually(lambda: "the database mysql was dropped" in self.container("mysql-dropped")[
                 "lastState"].get("terminated", {}).get("message", ""), "it says what is wrong")
-        uid = self.devcluster.kubectl("get", "pod", "mysql-dropped", "-o", "jsonpath={.metadata.uid}")
-        data = os.path.join(os.path.dirname(self.devcluster.kubeconfig), "pods", uid, "volumes", "data")
+        data = f"{self.devcluster.folder('pod', 'mysql-dropped')}/volumes/data"
         self.assertTrue(os.path.exists(f"{data}/mine/t.frm"))
 
     def test_probes_and_maintainer_get_in_when_all_connections_are_taken(self) -> None:
