@@ -1792,7 +1792,7 @@ class Cluster:
         if not database or taken and not database.is_of(user.slug, user.lease):
             return "lost"
         if database.secret and not database.secret.user:  # Once given, it is nobody else's, label or not.
-            theirs = database.secret.acquired in ("", user.lease.acquired)
+            theirs = database.secret.is_free() or database.is_of(user.slug, user.lease)
             return "free" if theirs and not database.going else "lost"
         if not database.pod or database.pod.gone:
             return "lost"
@@ -1826,11 +1826,11 @@ class Cluster:
     def address(self, id: str) -> str:
         """Return where a database takes queries; empty if SQLFlow takes no such address."""
         database, name = self.databases[id], f"mysql-{id}.{self.kubectl.namespace}.svc"
-        if service := database.objects.get("Service"):
-            return service.address or name
-        if is_persistent(id):  # A server of another template does not watch its Service.
+        if is_persistent(id) and "Service" not in self.kinds:  # Which nobody watches with this template.
             leases = [self.users[slug].lease for slug in self.holders.get(id, ())]
             return next((lease.address for lease in leases if lease and lease.address), name)
+        if service := database.objects.get("Service"):
+            return service.address or name
         return database.pod.address if database.pod else ""
 
     def has_moved(self, user: User, address: str) -> bool:
@@ -1995,12 +1995,14 @@ class Cluster:
 
     def rest(self, user: User, client: str) -> Database | None:
         """Return what there is of a user's database though the lease has gone. Raises ApiError."""
-        for id in (f"user-{user.slug}", user.left) if not user.lease else ():
-            database = self.databases.get(id)
-            if database and not all(getattr(one, "gone", False) for one in database.objects.values()):
-                check_volume(database, client)
-                return database
-        return None
+        if user.lease:
+            return None
+        volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
+        parts = volume.objects.values() if volume and volume.record else ()  # Else nobody knows whose it was.
+        if volume and not all(getattr(part, "gone", False) for part in parts):
+            check_volume(volume, client)
+            return volume
+        return left if left and left.record and left.record.user in (user.slug, "") else None
 
     def end_rest(self, user: User, database: Database) -> None:
         """Order the end of what is left of a user's database."""
@@ -2172,11 +2174,14 @@ class Cluster:
             database.stays_until = self.clock() + (REFUSED_SECONDS if order.failures else 0)
         if not user:
             return
-        user.left = order.id if order.failures else ""
+        user.left = order.id if order.failures and order.ends else ""
         if not order.failures:
             for kind, name, uid, _ in order.deletes:
                 if kind != "Lease":
-                    self.learn(kind, name, None)  # If it takes its time, its watch tells.
+                    part = database.objects.get(kind) if database else None
+                    if part and part.uid == uid:  # Its watch, if it has one, tells when it is not there.
+                        goes = isinstance(part, Part) and kind in self.kinds
+                        self.learn(kind, name, part._replace(gone=True, ready=False) if goes else None)
                     continue
                 user.gone_at = self.clock()
                 if user.lease and user.lease.uid == uid:
@@ -2185,7 +2190,7 @@ class Cluster:
         elif order.failures[0][1].reason == "conflict":
             user.stale = True
             self.look(user)
-        elif not user.failure:
+        else:
             user.failure = order.failures[0][1], self.clock()
 
     # -- reading afresh, where the watches may be late, each by itself
@@ -2885,8 +2890,9 @@ class Database:
         else:
             self.objects.pop(kind, None)
         self.pod, secret = self.objects.get("Pod"), self.objects.get("Secret")
-        data = self.objects.get("PersistentVolumeClaim", self.pod)
-        knows = not data or not secret or data.password_hash in ("", secret.password_hash)
+        parts = self.objects.get("PersistentVolumeClaim"), self.pod
+        hashes = {part.password_hash for part in parts if part}
+        knows = not secret or hashes <= {"", secret.password_hash}
         self.secret = secret if knows else None
         self.record = self.secret or (None if secret else self.record)
 
@@ -3054,8 +3060,8 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
 
 def check_volume(database: Database, client: str) -> None:
     """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
-    notes = database.secret.item["metadata"].get("annotations") or {} if database.secret else {CLIENT: client}
-    if is_persistent(database.id) and notes.get(CLIENT) != client:
+    secret = database.objects.get("Secret") or database.record
+    if secret and (secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
         raise ApiError(403, NOT_YOURS)
 
 
@@ -3350,7 +3356,7 @@ class Template:
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
         notes = {"Secret": {TEMPLATE: self.hash, **({CLIENT: client} if self.persistent else {})},
-                 "PersistentVolumeClaim" if self.persistent else "Pod": {PASSWORD_HASH: hash_of(password)}}
+                 **{kind: {PASSWORD_HASH: hash_of(password)} for kind in ("PersistentVolumeClaim", "Pod")}}
         for item in objects:
             metadata = item["metadata"]
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}

@@ -354,6 +354,31 @@ class Table(Case):
         self.assertEqual(self.refusals("replace"), 1)
         self.assertIn("data_source", self.create("ann"))
 
+    def test_end_of_a_lease_that_took_too_long_does_not_end_whose_the_spare_became(self) -> None:
+        self.known()
+        name = self.spare()
+        lease = playground.lease_of("ann", "ann", "alice", name[len("mysql-"):], "", "2026-01-01T00:00:00Z")
+        self.kubectl("create", reason="", stdin=playground.listed([lease]))  # A server was killed then.
+        self.watch("Lease", "user-ann")
+        delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, lambda: playground.outcome_of(delete))  # type: ignore[arg-type]
+        delete()
+        self.kubectl.failures["end Lease"] = playground.KubectlError("timeout")  # It did the work.
+        for _ in range(3):
+            self.work()
+        self.kubectl.failures.clear()
+        del self.kubectl.there["Lease", "user-ann"]
+        self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+        self.create("ben", "bob")
+        self.work()
+        self.assertIn("data_source", self.create("ben", "bob"))
+        delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
+        delete()
+        for _ in range(3):
+            self.work()
+        self.assertTrue(delete())
+        self.assertIn("data_source", self.create("ben", "bob"))
+
     def test_end_that_is_refused_halfway_is_no_end_and_the_next_request_goes_on(self) -> None:
         self.known()
         self.given("ann")
@@ -793,6 +818,42 @@ class Persistent(Case):
         self.assertEqual(self.kubectl.there, {})
         self.assertTrue(delete())
 
+    def test_pod_that_takes_its_time_to_go_is_not_forgotten(self) -> None:
+        self.known()
+        name = self.given("ann")
+        self.cluster.delete("ann", "alice", self.loop.now, False)
+        self.loop.pass_time(1)
+        pod = self.kubectl.there["Pod", name]
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        self.watch("Pod", name)
+        for _ in range(3):
+            self.work()
+        self.kubectl.there["Pod", name] = pod
+        ask = functools.partial(self.cluster.create, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, ask)
+        before = len(self.kubectl.asked)
+        ask()
+        for _ in range(10):
+            self.work()
+        self.assertLess(len(self.kubectl.asked), before + 10)
+        self.assertEqual(self.cluster.standing(self.cluster.users["ann"]), "going")
+
+    def test_label_that_was_taken_from_a_volumes_secret_comes_back(self) -> None:
+        self.known()
+        name = self.given("ann")
+        del self.kubectl.there["Lease", "user-ann"]
+        self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+        self.cluster.wall = lambda: 2e9  # The next lease is another one.
+        self.create("ann")
+        for _ in range(3):
+            self.work()
+        del self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER]
+        self.watch("Secret", name)
+        self.create("ann")
+        for _ in range(3):
+            self.work()
+        self.assertEqual(self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER], "ann")
+
     def test_server_of_another_template_answers_the_same_address_and_forgets_what_it_read(self) -> None:
         self.known()
         self.given("ann")
@@ -818,6 +879,7 @@ class Persistent(Case):
         delete()
         for _ in range(4):
             self.work()
+        self.cluster.take_event("Pod", "mysql-user-ann", None, next(self.kubectl.versions))
         self.assertEqual((there, self.cluster.databases), ({}, {}))
 
     def test_pod_that_a_sweep_could_not_delete_goes_in_a_later_round(self) -> None:
