@@ -1920,6 +1920,8 @@ class Cluster:
             order.replaces.append(pointed_at(lease.item, id, address, now, replaces))
         elif not lease:
             order.creates.append(lease_of(user.slug, user_id, client, id, address, now))
+        else:  # Of a volume, parts are made by who sees the lease as it is: somebody may be at ending it.
+            order.replaces.append(changed(lease.item, now if user.unwritten else ""))
         if spare and spare.secret:
             spare.promised = True
             order.claims.append(labelled(spare.secret.item, user.slug, now))
@@ -1988,9 +1990,8 @@ class Cluster:
             order.deletes += parts_of(id, objects, stays)
         elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             order.ends = self.databases[id].is_of(user.slug, user.lease)
-        if not order.replaces:  # Last: while it is there, what is left of a volume is known.
-            version = 0 if is_persistent(id) else user.lease.version
-            order.deletes.append(("Lease", name, user.lease.uid, version))
+        if not order.replaces:  # First: without it, as it was seen, nobody makes a part of a volume any more.
+            order.deletes.insert(0, ("Lease", name, user.lease.uid, user.lease.version))
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
@@ -2125,7 +2126,9 @@ class Cluster:
         for item in order.made:
             self.learn_item(item)
         if user:
-            if any(item["kind"] == "Lease" for item in order.made):
+            before = order.lease.renewed if order.lease else ""
+            leases = [item for item in order.made if item["kind"] == "Lease"]
+            if any(lease["spec"].get("renewTime") != before for lease in leases):
                 user.written_at = self.clock()
             if client and not (user.lease and user.lease.client == client):
                 self.by_client[client].pop(user.slug, None)
@@ -2139,8 +2142,7 @@ class Cluster:
         if not user or not errors:
             return
         # Of what was to be made it is the namespace that was not found.
-        making = order.records or order.creates
-        quicker = ("exists", "conflict") if making else ("exists", "conflict", "not found")
+        quicker = ("exists", "conflict", *(("not found",) if order.replaces or order.claims else ()))
         error = next((error for error in errors.values() if error.reason not in quicker), None)
         refused = errors["Lease"].reason in ("exists", *REFUSALS) if "Lease" in errors else False
         if refused and made and not is_persistent(order.id):

@@ -110,7 +110,7 @@ class Case(unittest.TestCase):
                                        sweep_interval=10, spare_databases=0)
         self.cluster = playground.Cluster(self.kubectl, template, settings)  # type: ignore[arg-type]
         self.cluster.loop, self.cluster.idle_since = self.loop, self.loop.now
-        self.cluster.clock, self.cluster.wall = lambda: self.loop.now, lambda: 1e9
+        self.cluster.clock, self.cluster.wall = lambda: self.loop.now, lambda: 1e9 + self.loop.now
 
     def known(self) -> None:
         """Have the cluster listed, empty, and the template found good."""
@@ -652,7 +652,7 @@ class Table(Case):
         self.loop.pass_time(IDLE_SECONDS / 50 + 10)
         self.work()
         self.assertEqual([verb for verb, _ in self.kubectl.asked].count("patch"), writes + 1)
-        for _ in range(80):
+        for _ in range(160):  # No watch tells of the beat that was written; a look does.
             self.loop.pass_time(10)
             self.work()
         self.assertNotIn(("Lease", "user-ann"), self.kubectl.there)
@@ -887,7 +887,7 @@ class Persistent(Case):
         self.given("ann")
         self.cluster.sweep()
         self.kubectl.failures["end Pod"] = playground.KubectlError("policy", "denied")
-        for _ in range(90):
+        for _ in range(180):
             self.loop.pass_time(10)
             self.work()
         self.watch("Lease", "user-ann")
