@@ -837,13 +837,11 @@ class Pods(unittest.TestCase):
             self.addCleanup(process.wait)
             self.addCleanup(process.kill)
 
-        def taken() -> bool:
-            try:
-                query(address, "SELECT 1")
-            except subprocess.CalledProcessError as error:
-                return "Too many connections" in error.stderr
-            return False
-        eventually(taken, "all are taken")
+        there = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'"
+        eventually(lambda: query(address, there, options=("--port=3307",)) == "11\n", "all are taken")
+        with self.assertRaises(subprocess.CalledProcessError) as refused:
+            query(address, "SELECT 1")
+        self.assertIn("Too many connections", refused.exception.stderr)
         for user in ("root", "maintainer"):
             self.assertEqual(query(address, "SELECT 1", options=("--port=3307", f"--user={user}")), "1\n")
 
