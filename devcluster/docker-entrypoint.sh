@@ -53,7 +53,8 @@ first_start() { # SERVER OPTION...
   note "Starting temporary server"
   "$@" --skip-networking --default-time-zone=SYSTEM --socket="$socket" &
   local server=$! tries=0
-  until MARIADB_DATABASE='' password='' docker_process_sql --execute='SELECT 1' >/dev/null 2>&1; do
+  until [[ -S $socket ]] && MARIADB_DATABASE='' password='' docker_process_sql --execute='SELECT 1' \
+    >/dev/null 2>&1; do
     ((++tries < 300)) || fail "Unable to start server."
     sleep 0.1 # The image's waits for a second each time.
   done

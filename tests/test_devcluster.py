@@ -933,6 +933,27 @@ class Pods(unittest.TestCase):
                 "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}")
             self.assertEqual(set(restarts.split()), {"0"})
 
+    def test_system_tables_of_one_are_no_others_and_may_be_in_memory(self) -> None:
+        def made(name: str) -> str:
+            items = objects(name)
+            (data,) = (one for one in items["Pod"]["spec"]["volumes"] if one["name"] == "data")
+            if name == "mysql-memory":
+                data["emptyDir"] = {"medium": "Memory", "sizeLimit": "256Mi"}
+            return self.create(listed(*map(json.dumps, items.values())), ready=name)
+
+        def comments(address: str) -> str:
+            return query(address, "SELECT table_comment FROM information_schema.tables WHERE table_comment = "
+                                  "'mine'; SHOW TABLES FROM sys LIKE 'x$waits%'; SHOW TABLES FROM mysql")
+        first, second = made("mysql-first"), made("mysql-second")
+        before = comments(second)
+        self.assertIn("help_topic", before)
+        query(first, "ALTER TABLE mysql.help_topic COMMENT='mine'; CREATE OR REPLACE VIEW sys.version AS "
+                     "SELECT 'mine'; DROP TABLE mysql.help_relation")
+        self.assertNotEqual(comments(first), before)
+        for other in (second, made("mysql-third"), made("mysql-memory")):
+            self.assertEqual(comments(other), before)
+            self.assertNotIn("mine", query(other, "SELECT * FROM sys.version"))
+
     def test_command_of_the_template_runs_with_its_paths_and_may_run_the_images_entry_script(self) -> None:
         text = bare("mysql-command", command=["sh", "-c"], args=[
             'echo "before $0" >/var/lib/mysql/mark; '
