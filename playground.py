@@ -1257,6 +1257,7 @@ def first_lines(status: int, is_text: bool, keep: bool) -> str:
 Said = Union[dict[str, Any], str]  # What becomes JSON, or text as it is.
 USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script "
                 "and . _ @ -, and starts with a letter or digit")
+PLAIN_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@-]{{0,{MAX_USER_ID_CHARACTERS - 1}}}")
 NO_TLS = "this server speaks HTTPS: ask for https:// instead"
 NAMELESS = ("the client certificate has no common name (CN) or several, which says who you are: have another "
             "one made")
@@ -1445,7 +1446,9 @@ def read_query(query: bytes) -> dict[str, Any]:
     for pair in query.split(b"&") if query else []:
         if b"+" in pair:
             raise ApiError(400, "the query has a plus sign, which some take for a space: send %2B or %20")
-        name, equals, value = (urllib.parse.unquote_to_bytes(part) for part in pair.partition(b"="))
+        name, equals, value = pair.partition(b"=")
+        if b"%" in pair:
+            name, value = urllib.parse.unquote_to_bytes(name), urllib.parse.unquote_to_bytes(value)
         try:
             pairs.append((name.decode("utf-8"), value.decode("utf-8")))
         except UnicodeDecodeError:
@@ -1465,6 +1468,8 @@ def refuse_repeated(names: list[str]) -> None:
 
 def valid_user_id(text: object) -> str:
     """Return the user id normalised to NFC. Raises ApiError 400 unless it keeps to USER_ID_RULE."""
+    if isinstance(text, str) and PLAIN_ID.fullmatch(text):  # As most are, at a tenth of the price.
+        return text
     short = isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS
     user_id = unicodedata.normalize("NFC", str(text)) if short else ""
     # The categories, not isalnum(), which is true for '²'.
@@ -1545,9 +1550,10 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
-# Annotations, of a lease and, the next two, of a Secret. ACQUIRED is the lease's acquireTime, by which a
-# user's Secret is known to have been given under this lease, not under one of the same name that has ended.
-# PASSWORD_HASH is of what has the data, the claim or the Pod: a Secret with another password is not its own.
+# Annotations, of a lease and, the next two, of a Secret. REPLACES: its user is still to be told that the
+# database before was lost. ACQUIRED is the lease's acquireTime, by which a user's Secret is known to have
+# been given under this lease, not under one of the same name that has ended. PASSWORD_HASH is of what has the
+# data, claim and Pod: a Secret with another password is not its own.
 USER_ID, CLIENT, ADDRESS, KEPT, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
     PREFIX + name for name in (
         "user-id", "client", "address", "kept", "replaces", "template", "acquired", "password-hash"))
@@ -1825,13 +1831,16 @@ class Cluster:
 
     def address(self, id: str) -> str:
         """Return where a database takes queries; empty if SQLFlow takes no such address."""
-        database, name = self.databases[id], f"mysql-{id}.{self.kubectl.namespace}.svc"
-        if is_persistent(id) and "Service" not in self.kinds:  # Which nobody watches with this template.
+        database = self.databases[id]
+        if not is_persistent(id) and "Service" not in database.objects:
+            return database.pod.address if database.pod else ""
+        if "Service" in self.kinds:
+            service = database.objects.get("Service")
+            known = service.address if service else ""
+        else:  # Nobody watches it with this template.
             leases = [self.users[slug].lease for slug in self.holders.get(id, ())]
-            return next((lease.address for lease in leases if lease and lease.address), name)
-        if service := database.objects.get("Service"):
-            return service.address or name
-        return database.pod.address if database.pod else ""
+            known = next((lease.address for lease in leases if lease and lease.address), "")
+        return known or f"mysql-{id}.{self.kubectl.namespace}.svc"
 
     def has_moved(self, user: User, address: str) -> bool:
         """Tell whether a database has another address than its user was told."""
@@ -3892,8 +3901,11 @@ def der(data: bytes) -> list[tuple[int, bytes]]:
 
 def der_time(tag: int, content: bytes) -> float:
     """Return a time in seconds since 1970 (RFC 5280, section 4.1.2.5). Raises ValueError."""
-    form = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
-    return calendar.timegm(time.strptime(content.decode("ascii"), form))
+    digits = content.decode("ascii").removesuffix("Z")
+    if tag == 0x17:  # Of two digits for the year, from 1950 to 2049.
+        digits = ("19" if digits[:2] >= "50" else "20") + digits
+    # Not by strptime, which takes 4 ms to be had, and has another century.
+    return calendar.timegm((int(digits[:4]), *(int(digits[at:at + 2]) for at in range(4, 14, 2))))
 
 
 # ---- The log and the metrics ---------------------------------------------------------------------------

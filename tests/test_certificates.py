@@ -782,6 +782,22 @@ class Others(unittest.TestCase):
                 self.assertRegex(refused(*options), words)
                 self.assertRegex(checked(*options).stdout, f"(?m)^WRONG  start: .*{words}")
 
+    def test_times_are_read_as_rfc_5280_has_them(self) -> None:
+        for tag, content, expected in ((0x17, b"491231235959Z", "2049-12-31T23:59:59Z"),
+                                       (0x17, b"500101000000Z", "1950-01-01T00:00:00Z"),
+                                       (0x18, b"20500101000000Z", "2050-01-01T00:00:00Z")):
+            self.assertEqual(playground.rfc3339(playground.der_time(tag, content)), expected)
+        for content in (b"", b"26", b"261301000000Z", b"2611270600xxZ"):
+            with self.assertRaises(ValueError):
+                playground.der_time(0x17, content)
+
+    def test_nobody_is_let_in_and_so_nobody_idle_once_any_file_has_ended(self) -> None:
+        now, context = time.time(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for ended in ("", "ca_crt", "server_crt", "crl"):
+            expiries = {name: now + (-1 if name == ended else 60) for name in ("ca_crt", "server_crt", "crl")}
+            held = playground.Tls(context, b"", frozenset(), frozenset(), {}, expiries, (), ())
+            self.assertEqual(held.lets_nobody_in(), bool(ended), ended)
+
     def test_names_that_the_last_start_had_and_this_one_lacks_are_a_warning_once(self) -> None:
         root, pair = issue("named-root", A_CA), path("named")
         more = f"{SERVER}, DNS:play.example.org, IP:10.0.0.7, email:a@example.org, dirName:d\n[d]\nCN = there"
