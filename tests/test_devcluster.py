@@ -262,8 +262,8 @@ COMMANDS: list[tuple[str, str]] = [
     ("replace -f -", LEASE % ("new", STALE, TIME)),
     ("get --raw " + LEASES + "?watch=1&timeoutSeconds=1&fieldSelector=metadata.name=nope", ""),
     ("get --raw " + LEASES + "?watch=1&timeoutSeconds=1&fieldSelector=metadata.name=user-a", ""),
-    ("get --raw " + LEASES + "?watch=1&timeoutSeconds=1&resourceVersion=0&allowWatchBookmarks=true"
-     "&fieldSelector=metadata.name=user-a", ""),
+    ("get --raw " + LEASES + "?watch=1&timeoutSeconds=1&resourceVersion=0&fieldSelector=metadata.name=user-a",
+     ""),
     ("delete --raw " + LEASES + "/user-a -f -", f'{{"preconditions": {{"uid": "{UID}"}}}}'),
     ("delete --raw " + LEASES + "/user-a -f -", '{"preconditions": {"resourceVersion": "1"}}'),
     ("delete --raw " + LEASES + "/user-a -f -", "{}"),
