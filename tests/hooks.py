@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import unicodedata
 from typing import Any
-
-import schemathesis
 
 
 def is_known(values: Any) -> bool:
@@ -14,11 +13,13 @@ def is_known(values: Any) -> bool:
     return not any(unicodedata.category(character) == "Cn" for text in texts for character in text)
 
 
-@schemathesis.hook
-def filter_query(context: schemathesis.HookContext, query: Any) -> bool:
+def filter_query(context: Any, query: Any) -> bool:
     return is_known(query)
 
 
-@schemathesis.hook
-def filter_body(context: schemathesis.HookContext, body: Any) -> bool:
+def filter_body(context: Any, body: Any) -> bool:
     return is_known(body)
+
+
+for hook in (filter_query, filter_body):
+    importlib.import_module("schemathesis").hook(hook)
