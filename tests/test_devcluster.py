@@ -474,8 +474,10 @@ class Process(unittest.TestCase):
             for number in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):
                 with socket.create_server(("127.0.0.1", 0)) as free:
                     port = str(free.getsockname()[1])
-                demo = subprocess.Popen(["scripts/demo"], cwd=ROOT, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL, start_new_session=True,
+                # Under nohup it would not be heard.
+                demo = subprocess.Popen(["env", "--default-signal=HUP", "scripts/demo"], cwd=ROOT,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        start_new_session=True,
                                         env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": port})
                 log = f"{folder}/playground-demo-{demo.pid}-*/devcluster.log"
                 eventually(lambda log=log: glob.glob(log) and os.path.getsize(glob.glob(log)[0]), "it is up")
@@ -772,7 +774,7 @@ class Pods(unittest.TestCase):
                     # System tables that no other test has made; servers that take a while on any machine.
                     container["args"].append("--max-connections=17")
                     container["command"][-2] = container["command"][-2].replace(
-                        "umask 022", "umask 022; echo 'SELECT SLEEP(0.5);' >>/run/mysqld/init.sql")
+                        "umask 022", "umask 022; echo 'SELECT SLEEP(2);' >>/run/mysqld/init.sql")
             self.devcluster.faults(room=0)
             self.create(listed(*map(json.dumps, items)))
             self.addCleanup(self.devcluster.kubectl, "delete", "pod", *names, "--wait=false")
