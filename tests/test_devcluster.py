@@ -479,6 +479,8 @@ class Process(unittest.TestCase):
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                         start_new_session=True,
                                         env={**os.environ, "TMPDIR": folder, "PLAYGROUND_DEMO_PORT": port})
+                self.addCleanup(demo.wait)
+                self.addCleanup(demo.kill)
                 log = f"{folder}/playground-demo-{demo.pid}-*/devcluster.log"
                 eventually(lambda log=log: glob.glob(log) and os.path.getsize(glob.glob(log)[0]), "it is up")
                 demo.send_signal(number)
