@@ -1717,7 +1717,7 @@ class Cluster:
         if late:
             raise unavailable("the cluster did not answer in time: ask again")
         user.wish = None
-        database = self.databases.get(user.lease.holder) if user.lease else None
+        database = self.database_of(user)
         # What goes has its id, which is never used again, and a lease that has changed does not go: a late
         # table does no harm. Of a volume, all that there is has to be known.
         sure = database and database.is_of(user.slug, user.lease) and not is_persistent(database.id)
@@ -1742,7 +1742,7 @@ class Cluster:
                 self.early_beats[user_id, client] = None
             return {"status": "unknown"}
         status = self.status_of(user) if user else "absent"
-        database = self.databases.get(user.lease.holder) if user and user.lease else None
+        database = self.database_of(user) if user else None
         moved = status == "ready" and user and database and self.has_moved(user, self.address(database.id))
         # One that starts as it should says nothing more.
         why = database.pod.why if status == "starting" and database and database.pod else STARTING
@@ -1785,7 +1785,7 @@ class Cluster:
             return "absent"
         if user.lease.kept:
             return "kept"
-        database = self.databases.get(user.lease.holder)
+        database = self.database_of(user)
         objects = database.objects if database else {}
         if is_persistent(user.lease.holder):
             if any(part.gone for kind, part in objects.items() if kind != "Secret"):
@@ -1808,6 +1808,10 @@ class Cluster:
         if database.takes_queries() and self.clock() < settled:
             self.loop.call_at(settled, lambda: self.touch(user))
         return "ready" if database.takes_queries() and self.clock() >= settled else "starting"
+
+    def database_of(self, user: User) -> Database | None:
+        """Return the database that a user's lease names, as far as it is seen."""
+        return self.databases.get(user.lease.holder) if user.lease else None
 
     def status_of(self, user: User) -> str:
         """Return what a client is told: ready, starting, kept or absent."""
@@ -1856,7 +1860,7 @@ class Cluster:
         """Return why a database was not ready in time."""
         if self.clock() < user.not_before:
             return KubectlError("quota")
-        database = self.databases.get(user.lease.holder) if user.lease else None
+        database = self.database_of(user)
         parts = [part for kind, part in database.objects.items() if kind != "Secret"] if database else []
         for part in sorted(parts, key=lambda part: not part.gone):
             if part.why:
@@ -2241,13 +2245,15 @@ class Cluster:
 
     def looked(self, looks: list[Look], found: Any) -> None:
         """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
+        for look in looks:  # First: whatever is wrong with what was read, the next request can go on.
+            self.users.get(look.user.slug, look.user).stale = False
         items = [] if isinstance(found, KubectlError) else found
         for item in items:
             self.learn_item(item)
         there = {key_of(item): item for item in items}
         for look in looks:
             user = self.users.get(look.user.slug, look.user)
-            wish, user.wish, user.stale = user.wish, None, False
+            wish, user.wish = user.wish, None
             self.touch(user)
             if isinstance(found, KubectlError):
                 user.failure = found, self.clock()

@@ -531,6 +531,16 @@ class Table(Case):
         self.assertIn("data_source", self.create("ben"))
         self.assertIsNone(self.cluster.users["ann"].order)
 
+    def test_user_of_whom_nonsense_was_read_is_not_stale_for_ever(self) -> None:
+        self.known()
+        self.given("ann")
+        user = self.cluster.users["ann"]
+        user.stale = True
+        look = playground.Look(user, self.loop.now, user.lease, "x", {}, False)
+        with self.assertRaises(LookupError):
+            self.cluster.looked([look], [{"kind": "Lease", "metadata": {}}])
+        self.assertFalse(user.stale)
+
     def test_group_leaves_when_it_is_full_or_nobody_comes(self) -> None:
         alone, company, longest = playground.GATHER_SECONDS
         group = playground.Group(self.cluster, lambda batch: None, lambda batch, _: None, size=3, most=2)
