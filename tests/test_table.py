@@ -217,6 +217,28 @@ class Table(Case):
         with self.assertRaises(playground.ApiError):
             self.create("dan", "carol")
 
+    def test_two_servers_exceed_the_limit_by_what_they_have_in_flight_and_no_more(self) -> None:
+        self.cluster.settings = self.cluster.settings._replace(max_databases_per_client=0)
+        first, settings = self.cluster, self.cluster.settings
+        second = playground.Cluster(first.kubectl, first.template, settings)
+        second.loop, second.clock, second.wall = self.loop, first.clock, first.wall
+        for self.cluster in first, second:
+            self.known()
+            for number in range(3):
+                self.create(f"{'ab'[self.cluster is second]}{number}")
+            with self.assertRaises(playground.ApiError):
+                self.create("more")
+        self.work()
+        self.assertEqual(len([kind for kind, _ in self.kubectl.there if kind == "Lease"]), 6)
+        for self.cluster in first, second:
+            for kind, name in list(self.kubectl.there):
+                self.watch(kind, name)
+            self.cluster.delete("a0", "alice", self.loop.now, False)
+            self.work()
+            with self.assertRaises(playground.ApiError) as refused:  # One less is still too many.
+                self.create("more")
+            self.assertEqual(refused.exception.status, 429)
+
     def test_late_event_does_not_bring_back_what_was_written_since(self) -> None:
         self.known()
         name = self.given("ann")
