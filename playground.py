@@ -6,8 +6,9 @@
 A client is known by its certificate. It asks over HTTPS for a database for one of its users; the
 server has kubectl create one and answers with the connection string that SQLFlow takes.
 
-The file reads as a request travels: the server's loop; one connection; HTTP; the API; the cluster;
-then what these stand on: templates, kubectl, the TLS files, the log and the metrics, the command line.
+The file reads as a request travels: the server's loop; one connection; HTTP; the API; the cluster, its
+spares, orders, sweep and watches; then what these stand on: Kubernetes' objects, templates, kubectl, the TLS
+files, the log and the metrics, the command line.
 
     thread               does                                          is waited for by
     the loop (main)      all that concerns a connection: see Server    all: so it waits for nothing itself
@@ -331,7 +332,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Tell whether a stopping server has answered all and written the last beats, or their time is up."""
         now = time.monotonic()
         answered = self.stopping() and not (self.clients or self.strangers) or now >= self.stop_at
-        return answered and (self.cluster.last_beats() or now >= self.stop_at + LAST_BEATS_SECONDS)
+        return answered and (self.cluster.sweep.last_beats() or now >= self.stop_at + LAST_BEATS_SECONDS)
 
     def service_actions(self) -> None:
         """Take the steps that were posted and those whose time has come; then ask those again who wait."""
@@ -424,7 +425,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Compute handshakes, as a thread; of a connection it uses nothing but the TLS in memory."""
         while True:
             connection = self.handshakes.get()
-            self.post(functools.partial(self.take_computed, connection, shake_hands(connection.tls)))
+            self.post(self.take_computed, connection, shake_hands(connection.tls))
 
     def take_computed(self, connection: Connection, outcome: Handshake) -> None:
         """Go on with a connection whose handshake was computed."""
@@ -484,7 +485,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.listen()
         now, before, self.ticked_at = time.monotonic(), self.ticked_at, time.monotonic()
         if now - before > 5 * RELOAD_SECONDS or self.tls.lets_nobody_in():
-            self.cluster.idle_since = now  # Nobody could be heard of, while it slept or nobody gets in.
+            self.cluster.sweep.idle_since = now  # Nobody could be heard of, while it slept or nobody gets in.
         for connection in [client for client in self.idle if self.over(client)]:
             connection.take(connection.leave)
         for connection in [client for client in self.clients if client.state == "waiting"]:
@@ -522,7 +523,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.stop_at = time.monotonic() + STOP_SECONDS
             for moment in (self.stop_at, self.stop_at + LAST_BEATS_SECONDS):
                 self.call_at(moment, lambda: None)  # Wakes the loop, which then ends.
-            self.cluster.stop()
+            self.cluster.sweep.stopped = True
             with contextlib.suppress(KeyError):
                 self.selector.unregister(self.socket)
             self.server_close()
@@ -546,7 +547,7 @@ class Server(http.server.ThreadingHTTPServer):
             except Exception:
                 log.error(logfmt("work", error=traceback.format_exc()))
                 result = KubectlError("failed")
-            self.post(functools.partial(then, result))
+            self.post(then, result)
 
     def over(self, connection: Connection) -> bool:
         """Tell whether a client's connection is to end: its certificate cannot be checked again."""
@@ -556,13 +557,14 @@ class Server(http.server.ThreadingHTTPServer):
         """Tell whether the server was told to stop."""
         return self.stop_at < float("inf")
 
-    def call_at(self, moment: float, step: Step) -> None:
+    def call_at(self, moment: float, step: Callable[..., object], *arguments: Any) -> None:
         """Have the loop take a step at a moment, by time.monotonic."""
-        heapq.heappush(self.timers, (moment, next(self.order), step))
+        due: Step = functools.partial(step, *arguments)
+        heapq.heappush(self.timers, (moment, next(self.order), due))
 
-    def post(self, step: Step) -> None:
+    def post(self, step: Callable[..., object], *arguments: Any) -> None:
         """Have the loop take a step. All that other threads, and handlers of signals, may do to it."""
-        self.posted.append(step)
+        self.posted.append(functools.partial(step, *arguments))
         self.ring()
 
     def ring(self) -> None:
@@ -743,7 +745,7 @@ class Connection:
             if self.state != "idle":
                 return None
         self.enter("pausing")
-        return self.server.post(functools.partial(self.take, self.advance))
+        return self.server.post(self.take, self.advance)
 
     def next_request(self) -> Request | None:
         """Take a request from what has come, or return None if there is no whole one. Raises ApiError."""
@@ -829,8 +831,7 @@ class Connection:
             return self.send(outcome, exchange.keep_alive, exchange.method)
         self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
         send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
-        return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS,
-                                   lambda: self.take(self.resume, send))
+        return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS, self.take, self.resume, send)
 
     def resume(self, step: Step) -> None:
         """Take the step that was awaited, and then those requests that have come meanwhile."""
@@ -1530,7 +1531,7 @@ def tell_metrics(server: Server, asked: Asked) -> Said | None:
     gauges: Samples = {family: {((label, value),): number for value, number in numbers.items()}
                        for family, (label, numbers) in labelled.items()}
     gauges["cluster_synchronised"] = {(): float(server.cluster.status()["cluster"] == "ok")}
-    gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.beats_written_at}
+    gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.sweep.beats_written_at}
     gauges["log_lines_dropped_total"] = {(): LogQueue.dropped}
     return metrics.text(gauges)
 
@@ -1546,7 +1547,7 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 }
 
 
-# ---- The cluster: what is seen of leases and databases, and what is done about them ----------------------
+# ---- The cluster: what is seen of leases and databases, and what a user gets by it ----------------------
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
@@ -1582,8 +1583,8 @@ REFUSALS = ("quota", "policy", "invalid", "forbidden", "ending")
 class Cluster:
     """The table of one namespace: what is seen goes in, requests are answered from it, what lacks is ordered.
 
-    All of it is the loop's: its only threads are those of the watches, which post what they read. Clock and
-    randomness can be given to it. Whoever has to wait is asked again when the user's entry changes.
+    All of it is the loop's, and so are Health, Spares and Sweep: threads run ApiServer and Watch alone. Clock
+    and randomness can be given to it. Whoever has to wait is asked again when the user's entry changes.
 
     How a user stands     lease, Secret and Pod                                    create_db
     absent                no lease                                                 gives a database
@@ -1606,40 +1607,23 @@ class Cluster:
         self.databases: dict[str, Database] = {}  # By id.
         # By databases' ids, the slugs of the leases that name them.
         self.holders: dict[str, dict[str, None]] = {}
-        self.spares: dict[str, Database] = {}  # Those whose Secrets are free, and that no lease names.
         self.by_client: dict[str, dict[str, User]] = collections.defaultdict(dict)
         self.counts: collections.Counter[str] = collections.Counter()  # Of users, by status.
         self.changed: dict[str, None] = {}  # Slugs of users who are to be looked at: see `settle`.
         self.waiting: dict[str, dict[object, Step]] = {}  # By slug, who is to be asked again.
-        # Why each kind is not being watched and the template was not found good, of REASONS; empty if it is.
-        self.troubles = dict.fromkeys((*self.kinds, "template"), "starting")
-        self.unknown = set(self.troubles)  # Those that never were good so far.
-        self.template_trouble = ""  # When it was checked last, of REASONS.
-        self.is_new, self.lost_for = True, set[str]()  # Troubles told of since the cluster was last good.
         self.versions = dict.fromkeys(KINDS, 0)  # As far as each watch has told.
         self.unseen: dict[str, set[str]] = {}  # By kind, what a listing has not shown yet.
-        self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
-        self.beats_at_once, self.beats_written_at = BEATS_PER_KUBECTL, self.wall()
-        self.round: Round | None = None
-        self.seeks_garbage = False
-        self.stopped, self.last_beats_from = False, float("-inf")
-        self.idle_since = self.clock()  # Nobody counts as idle since before this.
-        self.expected: dict[str, float] = {}  # Slugs of users whose databases start, and since when.
-        self.spares_coming, self.spares_failed, self.spare_trouble = 0, 0, ""
-        self.no_spares_before = self.room_made_at = float("-inf")
-        self.others_since: dict[str, float] = {}  # Other templates' spares, by hash,
-        # those that are being removed, and how often they were.
-        self.others_going: set[str] = set()
-        self.others_removed: collections.Counter[str] = collections.Counter()
-        self.making = Group(self, self.carry_out, self.carried_out, GROUP_USERS, MAKING_KUBECTLS)
-        self.ending = Group(self, self.carry_out, self.carried_out, GROUP_ENDS, 2)
-        self.looking = Group(self, self.look_at, self.looked, 2 * GROUP_USERS, 2)
+        self.api = ApiServer(kubectl, self.kinds)
+        self.making = Group(self, self.api.carry_out, self.carried_out, GROUP_USERS, MAKING_KUBECTLS)
+        self.ending = Group(self, self.api.carry_out, self.carried_out, GROUP_ENDS, 2)
+        self.looking = Group(self, self.api.look_at, self.looked, 2 * GROUP_USERS, 2)
+        self.health, self.spares, self.sweep = Health(self), Spares(self), Sweep(self)
 
     # -- what the API asks
 
     def create(self, user_id: str, client: str, started: float, late: bool) -> dict[str, Any] | None:
         """Return the user's data source, or None if it is not there yet. Raises ApiError, KubectlError."""
-        if not self.known(self.kinds, late):
+        if not self.health.known(self.kinds, late):
             return None
         user = self.user(slug(user_id))
         if user.lease:
@@ -1671,11 +1655,11 @@ class Cluster:
         if standing == "absent" and database:  # On a volume without its lease.
             check_volume(database, client)
             standing = "bare" if database.has_lost_its_password() else standing
-        unsure = (user.foreign or standing in ("lost", "bare", "lacking")
-                  or standing == "absent" and self.template.persistent)
+        lacks = standing in ("absent", "lost", "bare", "lacking")
+        unsure = user.foreign or lacks and (standing != "absent" or self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user, wish)  # The watches may be late, one behind the other.
-        elif user.foreign and standing in ("absent", "lost", "bare", "lacking"):
+        elif user.foreign and lacks:
             raise ApiError(409, user.foreign)
         elif standing == "free":
             self.claim(user)
@@ -1687,12 +1671,12 @@ class Cluster:
             raise ApiError(409, PASSWORD_LOST)
         elif standing == "lacking" and not self.template.persistent:
             raise ApiError(409, OTHER_TEMPLATE)
-        elif standing in ("absent", "lost", "bare", "lacking") and self.known(("template",), late=False):
+        elif lacks and self.health.known(("template",), late=False):
             never_seen = (standing == "lost" and not (database and database.had_pod)
                           and not (lease and lease.holder == user.missed))
             until = user.leased_at + HALF_MADE_SECONDS
             if never_seen and self.clock() < until:  # Somebody is making it, or was interrupted.
-                self.loop.call_at(until, lambda: self.touch(user))
+                self.loop.call_at(until, self.touch, user)
             elif never_seen and user.looked_at < until:
                 self.look(user, wish)  # What was read before the wait does not count.
             else:
@@ -1702,7 +1686,7 @@ class Cluster:
 
     def delete(self, user_id: str, client: str, started: float, late: bool) -> bool:
         """Order the end of a user's database; return whether there is none. Raises ApiError, KubectlError."""
-        if not self.known(self.kinds, late):
+        if not self.health.known(self.kinds, late):
             return False
         user = self.user(slug(user_id))
         if user.lease:
@@ -1737,9 +1721,9 @@ class Cluster:
         if user and user.lease:
             check_owner(user.lease, user_id, client)
             user.heard_at, user.unwritten = self.clock(), True
-        if self.unknown - {"template"}:
-            if len(self.early_beats) < MAX_EARLY_BEATS:
-                self.early_beats[user_id, client] = None
+        if not self.health.is_listed():
+            if len(self.sweep.early_beats) < MAX_EARLY_BEATS:
+                self.sweep.early_beats[user_id, client] = None
             return {"status": "unknown"}
         status = self.status_of(user) if user else "absent"
         database = self.database_of(user) if user else None
@@ -1751,7 +1735,7 @@ class Cluster:
 
     def databases_of(self, client: str, late: bool) -> list[dict[str, Any]] | None:
         """Return a client's databases by user id, or None if they are not known. Raises KubectlError."""
-        if not self.known(self.kinds, late):
+        if not self.health.known(self.kinds, late):
             return None
         users = [user for user in self.by_client.get(client, {}).values() if user.lease]
         return sorted(({"user_id": user.lease.user_id if user.lease else "", "status": self.status_of(user),
@@ -1760,22 +1744,15 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """Say whether the cluster answers, in words fit for a client, and how many spares are ready."""
-        trouble = self.trouble(self.troubles)
-        ready = sum(database.is_spare() and database.takes_queries() for database in self.spares.values())
+        trouble = self.health.trouble()
+        ready = sum(one.is_spare() and one.takes_queries() for one in self.spares.free.values())
         return {"cluster": SENTENCES[trouble][1] if trouble else "ok", "spares_ready": ready,
-                **({"spares_trouble": self.spare_trouble} if self.spare_trouble else {})}
+                **({"spares_trouble": self.spares.trouble} if self.spares.trouble else {})}
 
     def count(self) -> dict[str, float]:
         """Return how many databases are ready, are starting, are kept, and are spare."""
         return {**{status: float(self.counts[status]) for status in ("ready", "starting", "kept")},
-                "spare": float(len(self.spares))}
-
-    def known(self, what: Iterable[str], late: bool) -> bool:
-        """Tell whether these kinds, or the template, are known. Raises KubectlError if that has failed."""
-        unknown = self.unknown.intersection(what)
-        if unknown and (late or self.trouble(unknown) != "starting"):
-            raise KubectlError(self.trouble(unknown))
-        return not unknown
+                "spare": float(len(self.spares.free))}
 
     # -- how a user stands
 
@@ -1806,7 +1783,7 @@ class Cluster:
             return "bare"
         settled = database.ready_since + (SERVICE_SECONDS if "Service" in objects else 0)
         if database.takes_queries() and self.clock() < settled:
-            self.loop.call_at(settled, lambda: self.touch(user))
+            self.loop.call_at(settled, self.touch, user)
         return "ready" if database.takes_queries() and self.clock() >= settled else "starting"
 
     def database_of(self, user: User) -> Database | None:
@@ -1919,7 +1896,7 @@ class Cluster:
         """
         lease = user.lease
         before = self.databases.get(lease.holder) if lease else None
-        spare = self.pick()
+        spare = self.spares.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
         there = self.databases[id].objects if id in self.databases else {}
         order = Order(self.given, id, user)
@@ -1930,14 +1907,17 @@ class Cluster:
             theirs = lease.holder != user.missed and (
                 not before or not before.record or before.is_of(user.slug, lease))
             replaces = lease.replaces or bool(had_been_ready and theirs and not is_persistent(id))
-            order.replaces.append(pointed_at(lease.item, id, address, now, replaces))
+            notes = {ADDRESS: address, **({REPLACES: "true"} if replaces else {})}
+            order.replaces.append(rewritten(lease, notes, holderIdentity=f"mysql-{id}",
+                                            acquireTime=now, renewTime=now))
         elif not lease:
             order.creates.append(lease_of(user.slug, user_id, client, id, address, now))
         else:  # Of a volume, parts are made by who sees the lease as it is: somebody may be at ending it.
-            order.replaces.append(changed(lease.item, now if user.unwritten else ""))
+            beat = {"renewTime": now} if user.unwritten else {}
+            order.replaces.append(rewritten(lease, {KEPT: None}, **beat))
         if spare and spare.secret:
             spare.promised = True
-            order.claims.append(labelled(spare.secret.item, user.slug, now))
+            order.claims.append(labelled(item_of(spare.secret), user.slug, now))
         else:
             password = there["Secret"].password if "Secret" in there else secrets.token_hex(16)
             made = self.template.objects_of(id, password, user.slug, user_id, client, now)
@@ -1948,21 +1928,9 @@ class Cluster:
         origin = "new" if not spare else "spare" if spare.takes_queries() else "starting"
         user.asked = user.asked or (self.clock(), origin)
         user.coming = "" if lease else client
-        self.expected[user.slug] = self.clock()
+        self.spares.expected[user.slug] = self.clock()
         self.by_client[client][user.slug] = user
         self.start_order(self.making, order)
-
-    def pick(self) -> Database | None:
-        """Return a spare: a ready one at random, so that servers seldom meet, else the oldest young one."""
-        if self.template.per_user:
-            return None
-        fit = [one for one in self.spares.values() if one.is_spare() and one.secret
-               and one.secret.template == self.template.hash]
-        ready = [one for one in fit if one.takes_queries()]
-        young = [one for one in fit if self.clock() < one.since + YOUNG_SECONDS]
-        if ready:
-            return self.random.choice(ready)
-        return min(young, key=lambda one: one.since, default=None)
 
     def claim(self, user: User) -> None:
         """Complete a lease whose database's Secret is still free: somebody began to give it."""
@@ -1971,12 +1939,12 @@ class Cluster:
         assert database.secret
         order = Order(self.given, database.id, user)
         database.promised = True
-        order.claims.append(labelled(database.secret.item, user.slug, user.lease.acquired))
+        order.claims.append(labelled(item_of(database.secret), user.slug, user.lease.acquired))
         self.start_order(self.making, order)
 
     def put_back(self, user: User, record: Secret) -> None:
         """Make a Secret again that was deleted by hand, with the password that its Pod or volume has."""
-        order, item = Order(self.given, "", user), labelled(record.item, user.slug, record.acquired)
+        order, item = Order(self.given, "", user), labelled(item_of(record), user.slug, record.acquired)
         item["metadata"] = {name: value for name, value in item["metadata"].items()
                             if name not in ("uid", "resourceVersion")}
         order.creates.append(item)
@@ -1986,18 +1954,18 @@ class Cluster:
         """Order that a user who is back be written down: until then another server may end what there is."""
         assert user.lease
         order = Order(self.given, "", user)
-        order.replaces.append(changed(user.lease.item, renewed=micro_time(self.wall())))
+        order.replaces.append(rewritten(user.lease, {KEPT: None}, renewTime=micro_time(self.wall())))
         self.start_order(self.making, order)
 
-    def end(self, user: User, then: Callable[[Order], object] | None = None) -> None:
+    def end(self, user: User, idle: bool = False) -> None:
         """Order the end of a user's lease, unless it changes meanwhile, and of the database that it names."""
         assert user.lease
         id = user.lease.holder
-        order = Order(then or self.gone, id, user)
+        order = Order(self.swept if idle else self.gone, id, user)
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
         stays: tuple[str, ...] = ()
-        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
-            order.replaces.append(changed(user.lease.item, kept=True))
+        if is_persistent(id) and idle:  # The volume stays, its password, and the lease.
+            order.replaces.append(rewritten(user.lease, {KEPT: "true"}))
             stays = ("PersistentVolumeClaim", "Secret") if "PersistentVolumeClaim" in objects else ()
         if is_persistent(id):
             order.deletes += parts_of(id, objects, stays)
@@ -2025,17 +1993,6 @@ class Cluster:
         order.ends = not order.deletes
         self.start_order(self.ending, order)
 
-    def remove(self, database: Database) -> None:
-        """Order the end of a spare, unless somebody gives it away first."""
-        secret = database.objects.get("Secret")
-        if not secret or secret.user not in ("", NOBODY):
-            return
-        database.going = True
-        order = Order(self.gone, database.id)
-        order.replaces.append(labelled(secret.item, NOBODY))
-        order.ends = True
-        self.start_order(self.ending, order)
-
     def destroy(self, id: str) -> None:
         """Order the end of a database that is nobody's."""
         order = Order(self.gone, id)
@@ -2047,79 +2004,6 @@ class Cluster:
         if order.user:
             order.user.order = order
         group.add(order)
-
-    def carry_out(self, orders: list[Order]) -> None:
-        """Carry orders out, as a thread.
-
-        So a lease is there before a Secret names its user, a Secret before the Pod that starts with it, and
-        what cannot be had for oneself first, since somebody has changed it, is somebody else's and stays.
-        """
-        for verb, step in (("replace", "replaces"), ("create", "records"), ("create", "creates"),
-                           ("replace", "claims")):
-            wanted = [(order, item) for order in orders if not order.failures
-                      for item in getattr(order, step)]
-            failure, printed = KubectlError("failed"), b""
-            try:
-                if wanted:
-                    printed = self.kubectl(verb, "-f", "-", "--validate=false", "-o", "json",
-                                           reason=f"{verb} {len(wanted)} objects for {whose(orders)}",
-                                           stdin=listed([item for _, item in wanted]),
-                                           hide=passwords_in(wanted))
-            except KubectlError as error:
-                printed, failure = error.printed, error
-            made = {key_of(item): item for item in documents(printed)}
-            # kubectl prints what it made and, in the order of the rest, an error for each.
-            failed = [(order, item["kind"]) for order, item in wanted if key_of(item) not in made]
-            for (order, kind), reason in zip(failed, failure.each(len(failed))):
-                order.failures.append((kind, reason))
-            for order, item in wanted:
-                order.made += [made[key_of(item)]] if key_of(item) in made else []
-        lost: list[tuple[str, KubectlError]] = []  # The cluster: each of the others would wait for it, too.
-        for order in orders:
-            for kind, name, uid, version in order.deletes:
-                order.failures = order.failures or [*lost]
-                if not order.failures:
-                    self.delete_exactly(order, kind, name, uid, version)
-                    lost = [one for one in order.failures if one[1].reason in ("timeout", "unreachable")]
-        self.delete_by_label([order for order in orders if order.ends and not order.failures])
-
-    def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
-        """Delete one object unless it has become another one, or has been changed (API, DeleteOptions)."""
-        preconditions = {"uid": uid, **({"resourceVersion": str(version)} if version else {})}
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
-                   "preconditions": preconditions}
-        try:
-            self.kubectl("delete", "--raw", f"{self.path(kind)}/{name}", "-f", "-",
-                         reason=f"end {kind} {name}", stdin=json.dumps(options).encode())
-        except KubectlError as error:
-            if error.reason != "not found":
-                order.failures.append((kind, error))
-
-    def delete_by_label(self, orders: list[Order]) -> None:
-        """Delete databases by their ids, which are never used twice: what is late deletes nothing else.
-
-        kubectl stops at what is refused: then each half is tried, so that a refusal fails nobody else.
-        """
-        if not orders:
-            return
-        resources = ",".join(KINDS[kind][0] for kind in ("Pod", "Service", "Secret") if kind in self.kinds)
-        selector = f"{SELECTOR},{DATABASE} in ({','.join(order.id for order in orders)})"
-        try:
-            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found",
-                         reason=f"end {len(orders)} databases")
-        except KubectlError as error:
-            if len(orders) > 1 and error.reason in ("policy", "invalid"):  # A right lacks for all alike.
-                self.delete_by_label(orders[:len(orders) // 2])
-                self.delete_by_label(orders[len(orders) // 2:])
-            else:
-                for order in orders:
-                    order.failures.append(("Pod", error))
-
-    def path(self, kind: str) -> str:
-        """Return the API server's path of a kind in our namespace."""
-        resource, version = KINDS[kind]
-        root = "apis" if "/" in version else "api"
-        return f"/{root}/{version}/namespaces/{self.kubectl.namespace}/{resource}"
 
     def carried_out(self, orders: list[Order], crash: KubectlError | None) -> None:
         """Take up what came of orders."""
@@ -2172,13 +2056,13 @@ class Cluster:
                 self.destroy(order.id)
             else:
                 self.end(user)  # Nothing is left that counts.
-        if error.reason == "quota" and self.make_room():
+        if error.reason == "quota" and self.spares.make_room():
             user.not_before = self.clock() + 1
-            self.loop.call_at(user.not_before, lambda: self.touch(user))
+            self.loop.call_at(user.not_before, self.touch, user)
         else:
             until = self.clock() + (60 if error.reason in ("quota", "policy") else 0)
             user.failure = error, until
-            self.loop.call_at(until, lambda: self.touch(user))
+            self.loop.call_at(until, self.touch, user)
 
     def gone(self, order: Order) -> None:
         """Take up what came of an end."""
@@ -2208,6 +2092,34 @@ class Cluster:
         else:
             user.failure = order.failures[0][1], self.clock()
 
+    def swept(self, order: Order) -> None:
+        """Take up the end of an idle lease."""
+        if order.lease and not order.lease.kept and not order.failures:
+            metrics.add("databases_swept_total")
+            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
+                            last_beat=order.lease.renewed))
+        self.gone(order)
+
+    def mend(self, user: User, lease: Lease) -> None:
+        """Write down what was answered, address and note; do what no request does.
+
+        It makes a Pod again that a drained node took away, and completes what was given halfway.
+        """
+        standing = self.standing(user)
+        if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
+            self.give(user, lease.user_id, lease.client)
+            return
+        if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
+            self.claim(user)
+            return
+        address = self.address(lease.holder) if lease.holder in self.databases else ""
+        if address and user.answered == address and (lease.replaces or address != lease.address):
+            # Nobody waits for it: what fails is tried again in the next round.
+            order = Order(lambda order: None, "", user)
+            order.replaces.append(rewritten(lease, {ADDRESS: address, REPLACES: None},
+                                            renewTime=micro_time(self.wall())))
+            self.start_order(self.making, order)
+
     # -- reading afresh, where the watches may be late, each by itself
 
     def look(self, user: User, wish: Step | None = None, idle: bool = False) -> None:
@@ -2221,27 +2133,6 @@ class Cluster:
             id = user.lease.holder if user.lease else f"user-{user.slug}"
             objects = dict(self.databases[id].objects) if id in self.databases else {}
             self.looking.add(Look(user, self.clock(), user.lease, id, objects, idle))
-
-    def look_at(self, looks: list[Look]) -> Any:
-        """Read users' leases, and then what they name, as a thread; return the objects."""
-        leases = self.read([("Lease", f"user-{look.user.slug}") for look in looks])
-        names = {str(item["spec"].get("holderIdentity")) for item in leases}
-        names |= {f"mysql-{look.id}" for look in looks if look.lease or look.objects}
-        names |= {f"mysql-user-{look.user.slug}" for look in looks if self.template.persistent}
-        return leases + self.read([
-            (kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
-            if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))])
-
-    def read(self, keys: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Read objects by kind and name; those that are not there are left out. Raises KubectlError.
-
-        Named on the command line they would be read at 5 a second, which is kubectl's limit there.
-        """
-        items = [{"apiVersion": KINDS[kind][1], "kind": kind, "metadata": {"name": name}}
-                 for kind, name in keys]
-        return list(documents(self.kubectl("get", "-f", "-", "--ignore-not-found", "-o", "json",
-                                           reason=f"read {len(items)} objects afresh",
-                                           stdin=listed(items)))) if items else []
 
     def looked(self, looks: list[Look], found: Any) -> None:
         """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
@@ -2276,272 +2167,11 @@ class Cluster:
             for kind, seen in look.objects.items():
                 if objects.get(kind) is seen and (kind, f"mysql-{id}") not in there:
                     self.learn(kind, f"mysql-{id}", None)
-            if look.idle and self.is_idle(user):
-                self.end(user, self.swept)
+            if look.idle and self.sweep.is_idle(user):
+                self.end(user, idle=True)
             elif wish:
                 with contextlib.suppress(ApiError, KubectlError):  # Whoever asks again is told.
                     wish()
-
-    # -- heart beats and the sweep
-
-    def sweep(self) -> None:
-        """Every round write the beats, then end what was idle for too long and remove what is nobody's."""
-        self.loop.call_at(self.clock() + max(self.settings.sweep_interval, 0.1), self.sweep)
-        if self.unknown - {"template"} or self.round or self.stopped:
-            return
-        for user_id, client in self.early_beats:
-            user = self.users.get(slug(user_id))
-            if user and user.lease and (user.lease.user_id, user.lease.client) == (user_id, client):
-                user.heard_at, user.unwritten = self.clock(), True
-        self.early_beats.clear()
-        self.round = Round(self.clock(), micro_time(self.wall()))
-        self.write_beats(self.spacing())
-
-    def spacing(self) -> float:
-        """Return how old a written beat may be before a newer one is written, in seconds."""
-        return max(self.settings.sweep_interval, (self.settings.idle_timeout or 43_200) / 50)
-
-    def write_beats(self, spacing: float) -> None:
-        """Write the beats that are due, the longest unwritten first, in groups."""
-        assert self.round
-        now, written, tried = self.clock(), self.round.time, self.round.tried
-        while self.round.writing < BEATS_KUBECTLS and not self.round.failed:
-            due = [user for user in self.users.values() if user.unwritten and user.lease
-                   and not user.lease.kept and now - user.written_at >= spacing and user.slug not in tried]
-            due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
-            if not due:
-                break
-            for user in due:
-                user.unwritten = False  # What is heard from here on is another beat.
-                tried.add(user.slug)
-            names = [f"user-{user.slug}" for user in due]
-            self.round.writing += 1
-            self.loop.start(functools.partial(self.patch_leases, names, written),
-                            functools.partial(self.beats_written, due, spacing))
-        if not self.round.writing:
-            self.end_round()
-
-    def patch_leases(self, names: list[str], renewed: str) -> KubectlError | None:
-        """Write beats into leases, as a thread; return what failed, with the names of what did not."""
-        leases = [{"apiVersion": KINDS["Lease"][1], "kind": "Lease", "metadata": {"name": name}}
-                  for name in names]
-        try:
-            self.kubectl("patch", "-f", "-", "--type=merge", "-p",
-                         json.dumps({"spec": {"renewTime": renewed}}), "-o", "name",
-                         reason=f"write {len(names)} heart beats", stdin=listed(leases))
-        except KubectlError as error:
-            return error
-        return None
-
-    def beats_written(self, due: list[User], spacing: float, failure: KubectlError | None) -> None:
-        """Take up which beats were written, and go on with the round."""
-        assert self.round
-        self.round.writing -= 1
-        printed = failure.printed.decode().split() if failure else ()
-        written = {name.rpartition("/")[2] for name in printed}
-        for user in due:
-            if not failure or f"user-{user.slug}" in written:
-                user.written_at = self.clock()
-            else:
-                user.unwritten = True  # One that has gone is not in the next round.
-        if failure and failure.reason != "not found":
-            self.round.failed = True
-            if failure.reason == "timeout":  # Half as many may be written in time.
-                self.beats_at_once = max(len(due) // 2, 10)
-        elif not self.round.failed:
-            self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
-        self.write_beats(spacing)
-
-    def end_round(self) -> None:
-        """Look for what is nobody's and, if all beats could be written in time, for who is idle.
-
-        If they could not, those of other servers may not either, and who seems idle may be beating there.
-        """
-        assert self.round
-        in_time = not self.round.failed and self.clock() - self.round.began <= self.spacing()
-        self.round = None
-        if in_time:
-            self.beats_written_at = self.wall()
-        if not self.stopped:
-            self.look_around(iter([*self.users.values(), *self.databases.values()]), in_time, [], [])
-
-    def look_around(self, rest: Iterator[User | Database], in_time: bool, idle: list[User],
-                    suspects: list[str]) -> None:
-        """Look at all users and databases, a portion in each step of the loop; then end who is idle."""
-        portion = list(itertools.islice(rest, PORTION_OBJECTS))
-        for one in portion:
-            if isinstance(one, Database):
-                suspects += [one.id] if self.is_suspect(one) else []
-            elif self.is_idle(one):
-                idle += [one] if in_time else []
-            elif one.lease and not one.order and not one.lease.kept:
-                self.mend(one, one.lease)
-            elif one.left not in self.databases:
-                self.touch(one)  # Nothing is left of it; nobody may want to know of this user any more.
-        if portion:
-            self.loop.post(functools.partial(self.look_around, rest, in_time, idle, suspects))
-            return
-        if self.ending.waiting:
-            return  # Those whom users have ended come first; a slow cluster takes longer than a round.
-        # Not always the same, should they fail.
-        for user in self.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
-            self.look(user, idle=True)
-        # One at a time: rounds that are shorter than a reading takes would otherwise have every thread read
-        # the same, and none left to delete it, or to make anything.
-        if suspects and not self.seeks_garbage:
-            self.seeks_garbage = True
-            some = self.random.sample(suspects, min(len(suspects), SUSPECTS_PER_ROUND))
-            named_by = {id: list(self.holders.get(id, ())) for id in some}
-            self.loop.start(functools.partial(self.find_garbage, named_by), self.remove_garbage)
-
-    def mend(self, user: User, lease: Lease) -> None:
-        """Write down what was answered, address and note; do what no request does.
-
-        It makes a Pod again that a drained node took away, and completes what was given halfway.
-        """
-        standing = self.standing(user)
-        if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
-            self.give(user, lease.user_id, lease.client)
-            return
-        if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
-            self.claim(user)
-            return
-        address = self.address(lease.holder) if lease.holder in self.databases else ""
-        if address and user.answered == address and (lease.replaces or address != lease.address):
-            # Nobody waits for it: what fails is tried again in the next round.
-            order = Order(lambda order: None, "", user)
-            order.replaces.append(changed(lease.item, micro_time(self.wall()), address=address))
-            self.start_order(self.making, order)
-
-    def is_idle(self, user: User) -> bool:
-        """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
-        limit, since = self.settings.idle_timeout, max(user.heard_at, self.idle_since)
-        if not limit or not user.lease or user.order or user.slug in self.waiting:
-            return False
-        if user.lease.kept:  # Its end was cut short if there is more than the volume.
-            objects = self.databases[user.lease.holder].objects if user.lease.holder in self.databases else {}
-            return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
-        return self.clock() - since > limit + 2 * self.spacing()
-
-    def swept(self, order: Order) -> None:
-        """Take up the end of an idle lease."""
-        if order.lease and not order.lease.kept and not order.failures:
-            metrics.add("databases_swept_total")
-            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
-                            last_beat=order.lease.renewed))
-        self.gone(order)
-
-    def is_suspect(self, database: Database) -> bool:
-        """Tell whether a database looks as if it were nobody's."""
-        secret = database.objects.get("Secret")
-        half = self.clock() > database.half_since + HALF_A_SPARE_SECONDS
-        if is_persistent(database.id) or database.promised or self.clock() < database.stays_until:
-            return False  # Somebody's data may be in it, or its removal was refused a moment ago.
-        if not secret or secret.is_free():
-            return half
-        user = self.users.get(secret.user)
-        return not (user and user.lease and user.lease.holder == database.id
-                    and database.is_of(user.slug, user.lease))
-
-    def find_garbage(self, suspects: dict[str, list[str]]) -> Any:
-        """Read what looks like nobody's, as a thread; return the ids of what is, and Secrets to be won first.
-
-        Secrets first and leases second: who gives writes them the other way round, so that no lease that
-        names a database can be missed. `suspects` are ids, with the slugs of the leases that name them.
-        """
-        keys = [(kind, f"mysql-{id}") for kind in ("Secret", "Pod") for id in suspects]
-        items = {key_of(item): item for item in self.read(keys)}
-        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in suspects}
-        users = {*map(user_of, secrets.values()), *itertools.chain(*suspects.values())} - {"", NOBODY}
-        leases = [seen_of(item) for item in self.read([("Lease", f"user-{user}") for user in sorted(users)])]
-        named = {lease.holder for lease in leases if isinstance(lease, Lease)}
-        given = {(lease.holder, lease.acquired) for lease in leases if isinstance(lease, Lease)}
-        ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
-                 and (user_of(secret) or acquired_of(secret) or not secret and id not in named)]
-        free = {id: secret for id, secret in secrets.items()
-                if secret and not user_of(secret) and id not in ended and id not in named}
-        return ended, [secret for id, secret in free.items()
-                       if not started_with(secret, items.get(("Pod", f"mysql-{id}")))]
-
-    def remove_garbage(self, found: Any) -> None:
-        """Have what is nobody's deleted."""
-        self.seeks_garbage = False
-        for id in () if isinstance(found, KubectlError) else found[0]:
-            self.destroy(id)
-        for secret in () if isinstance(found, KubectlError) else found[1]:
-            self.learn_item(secret)
-            if database := self.databases.get(key_of(secret)[1].partition("-")[2]):
-                self.remove(database)
-
-    # -- spares
-
-    def tend_spares(self) -> None:
-        """Every few seconds, at random so that servers seldom meet, make spares and remove useless ones."""
-        now = self.clock()
-        self.loop.call_at(now + self.random.uniform(1, 3), self.tend_spares)
-        self.expected = {slug: since for slug, since in self.expected.items()
-                         if now < since + EXPECTED_SECONDS and slug in self.users and self.users[slug].asked}
-        if self.unknown or self.trouble(self.troubles) or self.stopped:
-            return
-        others = {one.secret.template for one in self.spares.values() if one.secret} - {self.template.hash}
-        self.others_removed.update(self.others_going - others)  # Back again, they stay twice as long.
-        self.others_going &= others
-        self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
-        mine = []
-        for spare in [one for one in self.spares.values() if one.pod and not one.promised and not one.going
-                      and now >= one.stays_until]:
-            pod, hash = spare.pod, spare.secret.template if spare.secret else ""
-            if pod and (pod.gone or not pod.ready and (spare.was_ready or now > spare.since + SPARE_SECONDS)):
-                self.spare_failed(pod.why or "it did not stay")
-                self.remove(spare)
-            elif hash == self.template.hash:
-                mine.append(spare)
-            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** min(self.others_removed[hash], 10):
-                self.others_going.add(hash)
-                self.remove(spare)
-        if any(spare.takes_queries() for spare in mine):
-            self.spares_failed, self.spare_trouble = 0, ""
-        wanted = 0 if self.template.per_user else self.settings.spare_databases
-        for spare in sorted(mine, key=lambda one: one.id)[wanted:]:  # In one order, so that servers agree.
-            if now > spare.since + YOUNG_SECONDS:
-                self.remove(spare)
-        if now >= self.no_spares_before and not (self.expected or self.making.running or self.making.waiting):
-            for _ in range(min(wanted - len(mine) - self.spares_coming,
-                               1 if self.spares_failed else SPARES_AT_ONCE)):
-                order = Order(self.spare_made, secrets.token_hex(8))
-                order.creates = self.template.objects_of(order.id, secrets.token_hex(16))
-                self.spares_coming += 1
-                self.start_order(self.making, order)
-
-    def spare_made(self, order: Order) -> None:
-        """Take up what came of making a spare."""
-        self.spares_coming -= 1
-        if order.failures:
-            self.spare_failed(SENTENCES[order.failures[0][1].reason][1])
-            if order.id in self.databases and self.databases[order.id].secret:
-                self.remove(self.databases[order.id])
-
-    def spare_failed(self, why: str) -> None:
-        """Make the next spare later, the more have failed."""
-        self.spare_trouble = why
-        metrics.add("spares_failed_total")
-        if self.clock() < self.no_spares_before:
-            return  # It is of the same attempt.
-        pause = min(60 * 2 ** self.spares_failed, 1800)
-        self.spares_failed += 1
-        self.no_spares_before = self.clock() + pause
-        log.warning(logfmt("spare", outcome="failed", reason=why, next_try_seconds=pause))
-
-    def make_room(self) -> bool:
-        """Remove a spare for a user's sake, one of least use; return whether there may be room soon."""
-        now = self.clock()
-        spares = [one for one in self.spares.values() if one.is_spare() and now >= one.stays_until]
-        spares.sort(key=lambda one: (bool(one.secret and one.secret.template == self.template.hash),
-                                     one.takes_queries()))
-        if spares and now > self.room_made_at + 5:  # What was removed counts until its container has ended.
-            self.room_made_at, self.no_spares_before = now, now + NO_SPARES_SECONDS
-            self.remove(spares[0])
-        return now < self.room_made_at + EXPECTED_SECONDS
 
     # -- what is seen
 
@@ -2575,7 +2205,7 @@ class Cluster:
             self.by_client[lease.client][user.slug] = user
             self.holders.setdefault(lease.holder, {})[user.slug] = None
         for id in {one.holder for one in (was, lease) if one}:
-            self.index_spare(id)
+            self.spares.index(id)
         if (was and (was.uid, was.holder)) != (lease and (lease.uid, lease.holder)):
             user.changed_at = now
         if lease and (not was or was.holder != lease.holder):
@@ -2597,102 +2227,14 @@ class Cluster:
         database.was_ready |= ready
         database.ready_since = min(database.ready_since, now) if ready else float("inf")
         database.half_since = float("inf") if secret and pod else min(database.half_since, now)
-        self.index_spare(database.id)
+        self.spares.index(database.id)
         if secret and secret.user not in ("", NOBODY) and pod and pod.no_room and not database.made_room:
-            database.made_room = self.make_room() or True
+            database.made_room = self.spares.make_room() or True
         for slug in self.holders.get(database.id, ()):
             self.user(slug).changed_at = now
             self.changed[slug] = None
         if not database.objects:
             del self.databases[database.id]
-
-    def index_spare(self, id: str) -> None:
-        """Count a database as a spare, or not: one that a lease names is on its way to somebody."""
-        database = self.databases.get(id)
-        self.spares.pop(id, None)
-        if database and database.secret and database.secret.is_free() and id not in self.holders:
-            self.spares[id] = database
-
-    def start(self) -> None:
-        """Start to observe the cluster, without waiting for it."""
-        for kind in self.kinds:
-            threading.Thread(target=self.watch, args=(kind,), name=f"watch {kind}", daemon=True).start()
-        self.sweep()
-        self.tend_spares()
-
-    def watch(self, kind: str) -> NoReturn:
-        """Tell the table what the cluster holds of a kind, as a thread: list, then watch from there on.
-
-        Kubernetes API Concepts, "Efficient detection of changes".
-        """
-        selector = SELECTOR if kind == "Lease" else f"{SELECTOR},{DATABASE}"
-        path = f"{self.path(kind)}?labelSelector={urllib.parse.quote(selector)}"
-        version, pause, troubled = "", WATCH_PAUSES_SECONDS[0], False
-        while True:
-            started = time.monotonic()
-            try:
-                version = version or self.list_all(kind, path)
-                if not troubled:
-                    self.loop.post(functools.partial(self.report, kind, ""))
-                # That it goes well again shows in the end of a watch only: many have nothing to tell.
-                seconds = 1 if troubled else WATCH_SECONDS
-                options = (f"&watch=1&resourceVersion={version}&allowWatchBookmarks=true"
-                           f"&timeoutSeconds={seconds}")
-                for line in self.kubectl.lines("get", "--raw", path + options, reason=f"watch {kind}",
-                                               seconds=seconds + WATCH_GRACE_SECONDS):
-                    version = self.hear(kind, line)
-                if troubled:
-                    troubled = False
-                    continue
-            except KubectlError as error:
-                if error.reason == "expired":
-                    version = ""
-                elif error.reason != "cut":
-                    troubled = True
-                    self.loop.post(functools.partial(self.report, kind, error.reason, error.words))
-            except json.JSONDecodeError as error:
-                version, troubled = "", True
-                self.loop.post(functools.partial(self.report, kind, "unreachable",
-                                                 f"{NOT_KUBERNETES}: {error}"))
-            except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
-                if not troubled:
-                    log.error(logfmt("watch", kind=kind, error=traceback.format_exc()))
-                version, troubled = "", True
-                self.loop.post(functools.partial(self.report, kind, "failed"))
-            if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
-                pause = WATCH_PAUSES_SECONDS[0]
-            else:
-                time.sleep(pause * random.uniform(0.5, 1))
-                pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
-
-    def list_all(self, kind: str, path: str) -> str:
-        """Tell the table all that the cluster holds of a kind, in portions; return its resourceVersion."""
-        self.loop.post(functools.partial(self.begin_listing, kind))
-        more = ""
-        while True:
-            metadata, items = read_page(self.kubectl("get", "--raw", f"{path}&limit={PAGE_OBJECTS}{more}",
-                                                     reason=f"list {kind}"))
-            while portion := [(item["metadata"]["name"], seen_of({**item, "kind": kind}))
-                              for item in itertools.islice(items, PORTION_OBJECTS)]:
-                self.loop.post(functools.partial(self.take_portion, kind, portion))
-                time.sleep(PORTION_PAUSE_SECONDS)
-            if not metadata.get("continue"):
-                self.loop.post(functools.partial(self.end_listing, kind, int(metadata["resourceVersion"])))
-                return str(metadata["resourceVersion"])
-            more = f"&continue={urllib.parse.quote(metadata['continue'])}"
-
-    def hear(self, kind: str, line: bytes) -> str:
-        """Tell the table of a watch's line; return its resourceVersion. Raises KubectlError if none."""
-        event = json.loads(line)
-        item, name, seen = event["object"], "", None
-        if event["type"] == "ERROR":  # 410: the version is no longer in the server's history.
-            raise KubectlError("expired" if item.get("code") == 410 else why(str(item.get("message"))))
-        version = int(item["metadata"]["resourceVersion"])
-        if event["type"] != "BOOKMARK":
-            name, seen = item["metadata"]["name"], seen_of({**item, "kind": kind})
-        self.loop.post(functools.partial(self.take_event, kind, name,
-                                         None if event["type"] == "DELETED" else seen, version))
-        return str(version)
 
     def begin_listing(self, kind: str) -> None:
         """Expect all that is known of a kind to be listed."""
@@ -2736,83 +2278,14 @@ class Cluster:
             seen = database.objects.get(kind) if database else None
         return seen.version if seen else -1
 
-    def report(self, what: str, trouble: str, words: str = "") -> None:
-        """Note how a kind's watch or the template's check goes; log when the cluster is lost, and back."""
-        before = self.trouble(self.troubles)
-        if not trouble and what in self.unknown:
-            self.unknown.discard(what)
-            if self.unknown == {"template"} and self.troubles["template"] == "starting":
-                self.check_template()
-                self.check_quota()
-        self.troubles[what] = trouble
-        after = self.trouble(self.troubles)
-        self.changed.update(dict.fromkeys(self.waiting))
-        self.kubectl.lost = after not in ("", "starting")
-        if self.kubectl.lost and after not in self.lost_for:  # One that comes again and again is told once.
-            self.lost_for |= {after} if after not in SILENCE else SILENCE
-            what = next(one for one in (what, *self.troubles) if self.troubles[one] == after)
-            log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1],
-                               remedy=LOST_REMEDY, **({"said": words} if words and trouble == after else {})))
-        elif not after and before:
-            self.lost_for.clear()
-            fields = {"databases": len(self.databases), "users": len(self.users)}
-            if self.is_new:
-                self.is_new = False
-                log.info(logfmt("ready", address=self.loop.url(), **fields))
-            else:
-                # Whoever was warned hears of it, too.
-                log.warning(logfmt("cluster", outcome="back", **fields,
-                                   remedy="nothing is to be done: what was asked meanwhile is asked again"))
-
-    def check_template(self) -> None:
-        """Have the API server validate the template once: when databases are made it does not, for speed."""
-        manifest = listed(self.template.objects_of(**EXAMPLE))
-
-        def checked(result: Any) -> None:
-            # A wrong template stays wrong. What else was in the way may pass, and each create_db tells of it.
-            reason = result.reason if isinstance(result, KubectlError) else ""
-            if reason and reason not in TOLERATED:
-                log.error(logfmt("template", path=self.template.path, error=result))
-                again = reason in ("invalid", self.template_trouble)  # No line comes by the second.
-                pause = WATCH_SECONDS if again else WATCH_PAUSES_SECONDS[1]
-                self.loop.call_at(self.clock() + pause, self.check_template)
-            self.template_trouble = reason
-            troubles = {"invalid": "template", "not found": "not found", "ending": "ending"}
-            self.report("template", troubles.get(reason, ""))
-        self.loop.start(lambda: self.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
-                                             reason="check the template, in a dry run",
-                                             stdin=manifest), checked)
-
-    def check_quota(self) -> None:
-        """Warn if the namespace's quota is smaller than what the options allow."""
-        def compare(found: Any) -> None:
-            for quota in () if isinstance(found, KubectlError) else documents(found):
-                if problem := too_small(quota, self.template, self.settings):
-                    log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
-        self.loop.start(lambda: self.kubectl("get", "resourcequotas", "-o", "json",
-                                             reason="compare the quota with the options"), compare)
-
-    def stop(self) -> None:
-        """End nothing any more; what beats there are is written by `last_beats`."""
-        self.stopped = True
-
-    def last_beats(self) -> bool:
-        """Write the beats that are not written, at most once a second; return whether there are none."""
-        now = self.clock()
-        left = any(user.unwritten and user.lease and not user.lease.kept for user in self.users.values())
-        if left and not self.round and now >= self.last_beats_from:
-            self.last_beats_from = now + 1
-            self.loop.call_at(self.last_beats_from, lambda: None)  # Wakes the loop, which then asks again.
-            self.round = Round(now, micro_time(self.wall()))
-            self.write_beats(0)
-        return not left and not self.round
-
     # -- what all of it uses
 
-    def trouble(self, what: Iterable[str]) -> str:
-        """Return a trouble, of REASONS, rather one that was met than "starting"; empty if there is none."""
-        return max((self.troubles[one] for one in what),
-                   key=lambda trouble: (trouble not in ("", "starting"), trouble))
+    def start(self) -> None:
+        """Start to observe the cluster, without waiting for it."""
+        for kind in self.kinds:
+            threading.Thread(target=Watch(self, kind).run, name=f"watch {kind}", daemon=True).start()
+        self.sweep.begin_round()
+        self.spares.tend()
 
     def user(self, slug: str) -> User:
         """Return a user's entry."""
@@ -2824,6 +2297,99 @@ class Cluster:
     def touch(self, user: User) -> None:
         """Note that a user's entry may have changed."""
         self.changed[user.slug] = None
+
+
+class Health:
+    """Whether each kind is watched and the template is good: what is known can be relied on then."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        # Why each kind is not being watched and the template was not found good, of REASONS; empty if it is.
+        self.troubles = dict.fromkeys((*cluster.kinds, "template"), "starting")
+        self.unknown = set(self.troubles)  # Those that never were good so far.
+        self.template_trouble = ""  # When it was checked last, of REASONS.
+        self.is_new, self.told = True, set[str]()  # Troubles logged since the cluster was last good.
+
+    def known(self, what: Iterable[str], late: bool) -> bool:
+        """Tell whether these kinds, or the template, are known. Raises KubectlError if that has failed."""
+        unknown = self.unknown.intersection(what)
+        if unknown and (late or self.trouble(unknown) != "starting"):
+            raise KubectlError(self.trouble(unknown))
+        return not unknown
+
+    def is_listed(self) -> bool:
+        """Tell whether all kinds were known once, whatever has become of their watches since."""
+        return self.unknown <= {"template"}
+
+    def trouble(self, what: Iterable[str] = ()) -> str:
+        """Return a trouble of these, or of all, rather one that was met than "starting"; empty if none."""
+        return max((self.troubles[one] for one in what or self.troubles),
+                   key=lambda trouble: (trouble not in ("", "starting"), trouble))
+
+    def report(self, what: str, trouble: str, words: str = "") -> None:
+        """Note how a kind's watch or the template's check goes; log when the cluster is lost, and back."""
+        cluster, before = self.cluster, self.trouble()
+        if not trouble and what in self.unknown:
+            self.unknown.discard(what)
+            if self.unknown == {"template"} and self.troubles["template"] == "starting":
+                self.check_template()
+                self.check_quota()
+        self.troubles[what] = trouble
+        after = self.trouble()
+        cluster.changed.update(dict.fromkeys(cluster.waiting))
+        cluster.kubectl.lost = after not in ("", "starting")
+        if cluster.kubectl.lost and after not in self.told:  # One that comes again and again is told once.
+            self.told |= {after} if after not in SILENCE else SILENCE
+            what = next(one for one in (what, *self.troubles) if self.troubles[one] == after)
+            log.warning(logfmt("cluster", outcome="lost", what=what, reason=SENTENCES[after][1],
+                               remedy=LOST_REMEDY, **({"said": words} if words and trouble == after else {})))
+        elif not after and before:
+            self.told.clear()
+            fields = {"databases": len(cluster.databases), "users": len(cluster.users)}
+            if self.is_new:
+                self.is_new = False
+                log.info(logfmt("ready", address=cluster.loop.url(), **fields))
+            else:
+                # Whoever was warned hears of it, too.
+                log.warning(logfmt("cluster", outcome="back", **fields,
+                                   remedy="nothing is to be done: what was asked meanwhile is asked again"))
+
+    def check_template(self) -> None:
+        """Have the API server validate the template once: when databases are made it does not, for speed."""
+        manifest = listed(self.cluster.template.objects_of(**EXAMPLE))
+        self.cluster.loop.start(
+            lambda: self.cluster.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
+                                         reason="check the template, in a dry run", stdin=manifest),
+            self.template_checked)
+
+    def template_checked(self, result: Any) -> None:
+        """Take up the template's check. What was in its way may pass, and each create_db tells of it."""
+        reason = result.reason if isinstance(result, KubectlError) else ""
+        if reason and reason not in TOLERATED:
+            log.error(logfmt("template", path=self.cluster.template.path, error=result))
+            # A wrong template stays wrong; no line comes by the second.
+            again = reason in ("invalid", self.template_trouble)
+            pause = WATCH_SECONDS if again else WATCH_PAUSES_SECONDS[1]
+            self.cluster.loop.call_at(self.cluster.clock() + pause, self.check_template)
+        self.template_trouble = reason
+        troubles = {"invalid": "template", "not found": "not found", "ending": "ending"}
+        self.report("template", troubles.get(reason, ""))
+
+    def check_quota(self) -> None:
+        """Warn if the namespace's quota is smaller than what the options allow."""
+        def compare(found: Any) -> None:
+            for quota in () if isinstance(found, KubectlError) else documents(found):
+                if problem := too_small(quota, self.cluster.template, self.cluster.settings):
+                    log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
+        self.cluster.loop.start(lambda: self.cluster.kubectl(
+            "get", "resourcequotas", "-o", "json", reason="compare the quota with the options"), compare)
+
+
+LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
+               "answered, and it tries again every few seconds")
+TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
+NOT_KUBERNETES = "kubectl printed what is no Kubernetes API server's"
+SILENCE = {"unreachable", "timeout"}  # How a cluster does not answer: the one after the other is one loss.
 
 
 class Lease(NamedTuple):
@@ -2841,11 +2407,6 @@ class Lease(NamedTuple):
     replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
     text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
 
-    @property
-    def item(self) -> dict[str, Any]:
-        """Return the object as it can be written again."""
-        return dict(json.loads(self.text))
-
 
 class Secret(NamedTuple):
     """A database's record: whose it is, its password, what it was made from."""
@@ -2862,11 +2423,6 @@ class Secret(NamedTuple):
     def is_free(self) -> bool:
         """Tell whether it was never given; that somebody took its label away does not make it so."""
         return not self.user and not self.acquired
-
-    @property
-    def item(self) -> dict[str, Any]:
-        """Return the object as it can be written again."""
-        return dict(json.loads(self.text))
 
 
 class Part(NamedTuple):
@@ -2962,6 +2518,131 @@ class User:
         self.counted = ""
 
 
+# ---- Spares --------------------------------------------------------------------------------------------
+
+class Spares:
+    """Databases without a user, kept running so that the next one does not wait for theirs to start."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.free: dict[str, Database] = {}  # By id, whose Secrets are free and which no lease names.
+        self.expected: dict[str, float] = {}  # Slugs of users whose databases start, and since when.
+        self.coming, self.failures, self.trouble = 0, 0, ""
+        self.not_before = self.room_made_at = float("-inf")
+        self.others_since: dict[str, float] = {}  # Other templates' spares, by hash,
+        # those that are being removed, and how often they were.
+        self.others_going: set[str] = set()
+        self.others_removed: collections.Counter[str] = collections.Counter()
+
+    def pick(self) -> Database | None:
+        """Return a spare: a ready one at random, so that servers seldom meet, else the oldest young one."""
+        template = self.cluster.template
+        if template.per_user:
+            return None
+        fit = [one for one in self.free.values()
+               if one.is_spare() and one.secret and one.secret.template == template.hash]
+        ready = [one for one in fit if one.takes_queries()]
+        young = [one for one in fit if self.cluster.clock() < one.since + YOUNG_SECONDS]
+        if ready:
+            return self.cluster.random.choice(ready)
+        return min(young, key=lambda one: one.since, default=None)
+
+    def make_room(self) -> bool:
+        """Remove a spare for a user's sake, one of least use; return whether there may be room soon."""
+        now, template = self.cluster.clock(), self.cluster.template
+        spares = [one for one in self.free.values() if one.is_spare() and now >= one.stays_until]
+        spares.sort(key=lambda one: (bool(one.secret and one.secret.template == template.hash),
+                                     one.takes_queries()))
+        if spares and now > self.room_made_at + 5:  # What was removed counts until its container has ended.
+            self.room_made_at, self.not_before = now, now + NO_SPARES_SECONDS
+            self.remove(spares[0])
+        return now < self.room_made_at + EXPECTED_SECONDS
+
+    def index(self, id: str) -> None:
+        """Count a database as free, or not: one that a lease names is on its way to somebody."""
+        database = self.cluster.databases.get(id)
+        self.free.pop(id, None)
+        if database and database.secret and database.secret.is_free() and id not in self.cluster.holders:
+            self.free[id] = database
+
+    def tend(self) -> None:
+        """Every few seconds, at random so that servers seldom meet, make spares and remove useless ones."""
+        cluster, now = self.cluster, self.cluster.clock()
+        cluster.loop.call_at(now + cluster.random.uniform(1, 3), self.tend)
+        self.expected = {slug: since for slug, since in self.expected.items()
+                         if now < since + EXPECTED_SECONDS and slug in cluster.users
+                         and cluster.users[slug].asked}
+        if cluster.health.unknown or cluster.health.trouble() or cluster.sweep.stopped:
+            return
+        mine = self.sort_out(now)
+        if any(spare.takes_queries() for spare in mine):
+            self.failures, self.trouble = 0, ""
+        wanted = 0 if cluster.template.per_user else cluster.settings.spare_databases
+        for spare in sorted(mine, key=lambda one: one.id)[wanted:]:  # In one order, so that servers agree.
+            if now > spare.since + YOUNG_SECONDS:
+                self.remove(spare)
+        making = cluster.making.running or cluster.making.waiting
+        if now >= self.not_before and not self.expected and not making:
+            for _ in range(min(wanted - len(mine) - self.coming, 1 if self.failures else SPARES_AT_ONCE)):
+                order = Order(self.made, secrets.token_hex(8))
+                order.creates = cluster.template.objects_of(order.id, secrets.token_hex(16))
+                self.coming += 1
+                cluster.start_order(cluster.making, order)
+
+    def sort_out(self, now: float) -> list[Database]:
+        """Remove spares that do not get ready, and other templates' after a while; return the others."""
+        own, mine = self.cluster.template.hash, []
+        others = {one.secret.template for one in self.free.values() if one.secret} - {own}
+        self.others_removed.update(self.others_going - others)  # Back again, they stay twice as long.
+        self.others_going &= others
+        self.others_since = {hash: self.others_since.get(hash, now) for hash in others}
+        for spare in list(self.free.values()):
+            pod, hash = spare.pod, spare.secret.template if spare.secret else ""
+            if not pod or spare.promised or spare.going or now < spare.stays_until:
+                continue
+            if pod.gone or not pod.ready and (spare.was_ready or now > spare.since + SPARE_SECONDS):
+                self.failed(pod.why or "it did not stay")
+                self.remove(spare)
+            elif hash == own:
+                mine.append(spare)
+            elif now > self.others_since[hash] + OTHERS_SECONDS * 2 ** min(self.others_removed[hash], 10):
+                self.others_going.add(hash)
+                self.remove(spare)
+        return mine
+
+    def remove(self, database: Database) -> None:
+        """Order the end of a spare, unless somebody gives it away first."""
+        secret = database.objects.get("Secret")
+        if secret and secret.user in ("", NOBODY):
+            database.going = True
+            order = Order(self.cluster.gone, database.id)
+            order.replaces.append(labelled(item_of(secret), NOBODY))
+            order.ends = True
+            self.cluster.start_order(self.cluster.ending, order)
+
+    def made(self, order: Order) -> None:
+        """Take up what came of making a spare."""
+        self.coming -= 1
+        if order.failures:
+            self.failed(SENTENCES[order.failures[0][1].reason][1])
+            database = self.cluster.databases.get(order.id)
+            if database and database.secret:
+                self.remove(database)
+
+    def failed(self, why: str) -> None:
+        """Make the next spare later, the more have failed."""
+        self.trouble, now = why, self.cluster.clock()
+        metrics.add("spares_failed_total")
+        if now < self.not_before:
+            return  # It is of the same attempt.
+        pause = min(60 * 2 ** self.failures, 1800)
+        self.failures += 1
+        self.not_before = now + pause
+        log.warning(logfmt("spare", outcome="failed", reason=why, next_try_seconds=pause))
+
+
+# ---- Orders: what is asked of the API server, in groups, by threads that see no table ------------------
+
 class Order:
     """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
 
@@ -2993,15 +2674,6 @@ class Look(NamedTuple):
     id: str  # Of the lease's database or, without a lease, of the one that the user may have on a volume.
     objects: dict[str, Any]
     idle: bool  # To end the lease, if that is all there is.
-
-
-class Round:
-    """A round of the sweep while its beats are being written."""
-
-    def __init__(self, began: float, time: str) -> None:
-        self.began, self.time, self.failed = began, time, False
-        self.writing = 0  # Kubectls.
-        self.tried: set[str] = set()  # Slugs.
 
 
 class Group:
@@ -3052,12 +2724,405 @@ class Group:
                 self.leave()
 
 
-LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
-               "answered, and it tries again every few seconds")
-TOLERATED = ("quota", "policy", "forbidden", "exists", "no dry run")
-NOT_KUBERNETES = "kubectl printed what is no Kubernetes API server's"
-SILENCE = {"unreachable", "timeout"}  # How a cluster does not answer: the one after the other is one loss.
+class ApiServer:
+    """What is asked of Kubernetes' API server by kubectl. All of it waits, on threads that see no table."""
 
+    def __init__(self, kubectl: Kubectl, kinds: Sequence[str]) -> None:
+        self.kubectl, self.kinds = kubectl, kinds
+
+    def carry_out(self, orders: list[Order]) -> None:
+        """Carry orders out.
+
+        So a lease is there before a Secret names its user, a Secret before the Pod that starts with it, and
+        what cannot be had for oneself first, since somebody has changed it, is somebody else's and stays.
+        """
+        for verb, step in (("replace", "replaces"), ("create", "records"), ("create", "creates"),
+                           ("replace", "claims")):
+            wanted = [(order, item) for order in orders if not order.failures
+                      for item in getattr(order, step)]
+            if wanted:
+                self.write(verb, wanted)
+        lost: list[tuple[str, KubectlError]] = []  # The cluster: each of the others would wait for it, too.
+        for order in orders:
+            for kind, name, uid, version in order.deletes:
+                order.failures = order.failures or [*lost]
+                if not order.failures:
+                    self.delete_exactly(order, kind, name, uid, version)
+                    lost = [one for one in order.failures if one[1].reason in SILENCE]
+        if ends := [order for order in orders if order.ends and not order.failures]:
+            self.delete_by_label(ends)
+
+    def write(self, verb: str, wanted: list[tuple[Order, dict[str, Any]]]) -> None:
+        """Create or replace objects of orders, and note with each what was made of it and what was not."""
+        failure, printed = KubectlError("failed"), b""
+        users = whose([order for order, _ in wanted])
+        try:
+            printed = self.kubectl(verb, "-f", "-", "--validate=false", "-o", "json",
+                                   reason=f"{verb} {len(wanted)} objects for {users}",
+                                   stdin=listed([item for _, item in wanted]), hide=passwords_in(wanted))
+        except KubectlError as error:
+            printed, failure = error.printed, error
+        made = {key_of(item): item for item in documents(printed)}
+        # kubectl prints what it made and, in the order of the rest, an error for each.
+        failed = [(order, item["kind"]) for order, item in wanted if key_of(item) not in made]
+        for (order, kind), reason in zip(failed, failure.each(len(failed))):
+            order.failures.append((kind, reason))
+        for order, item in wanted:
+            order.made += [made[key_of(item)]] if key_of(item) in made else []
+
+    def delete_exactly(self, order: Order, kind: str, name: str, uid: str, version: int) -> None:
+        """Delete one object unless it has become another one, or has been changed (API, DeleteOptions)."""
+        preconditions = {"uid": uid, **({"resourceVersion": str(version)} if version else {})}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background",
+                   "preconditions": preconditions}
+        try:
+            self.kubectl("delete", "--raw", f"{self.path(kind)}/{name}", "-f", "-",
+                         reason=f"end {kind} {name}", stdin=json.dumps(options).encode())
+        except KubectlError as error:
+            if error.reason != "not found":
+                order.failures.append((kind, error))
+
+    def delete_by_label(self, orders: list[Order]) -> None:
+        """Delete databases by their ids, which are never used twice: what is late deletes nothing else.
+
+        kubectl stops at what is refused: then each half is tried, so that a refusal fails nobody else.
+        """
+        resources = ",".join(KINDS[kind][0] for kind in ("Pod", "Service", "Secret") if kind in self.kinds)
+        selector = f"{SELECTOR},{DATABASE} in ({','.join(order.id for order in orders)})"
+        try:
+            self.kubectl("delete", resources, "-l", selector, "--wait=false", "--ignore-not-found",
+                         reason=f"end {len(orders)} databases")
+        except KubectlError as error:
+            if len(orders) > 1 and error.reason in ("policy", "invalid"):  # A right lacks for all alike.
+                self.delete_by_label(orders[:len(orders) // 2])
+                self.delete_by_label(orders[len(orders) // 2:])
+            else:
+                for order in orders:
+                    order.failures.append(("Pod", error))
+
+    def look_at(self, looks: list[Look]) -> Any:
+        """Read users' leases, and then what they name; return the objects."""
+        leases = self.read([("Lease", f"user-{look.user.slug}") for look in looks])
+        names = {str(item["spec"].get("holderIdentity")) for item in leases}
+        names |= {f"mysql-{look.id}" for look in looks if look.lease or look.objects}
+        if "PersistentVolumeClaim" in self.kinds:
+            names |= {f"mysql-user-{look.user.slug}" for look in looks}
+        return leases + self.read([
+            (kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
+            if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))])
+
+    def patch_leases(self, names: list[str], renewed: str) -> KubectlError | None:
+        """Write beats into leases; return what failed, with the names of what did not."""
+        leases = [{"apiVersion": KINDS["Lease"][1], "kind": "Lease", "metadata": {"name": name}}
+                  for name in names]
+        try:
+            self.kubectl("patch", "-f", "-", "--type=merge", "-p",
+                         json.dumps({"spec": {"renewTime": renewed}}), "-o", "name",
+                         reason=f"write {len(names)} heart beats", stdin=listed(leases))
+        except KubectlError as error:
+            return error
+        return None
+
+    def find_garbage(self, suspects: dict[str, list[str]]) -> Any:
+        """Read what looks like nobody's; return the ids of what is, and Secrets to be won first.
+
+        Secrets first and leases second: who gives writes them the other way round, so that no lease that
+        names a database can be missed. `suspects` are ids, with the slugs of the leases that name them.
+        """
+        keys = [(kind, f"mysql-{id}") for kind in ("Secret", "Pod") for id in suspects]
+        items = {key_of(item): item for item in self.read(keys)}
+        secrets = {id: items.get(("Secret", f"mysql-{id}")) for id in suspects}
+        users = {*map(user_of, secrets.values()), *itertools.chain(*suspects.values())} - {"", NOBODY}
+        leases = [seen_of(item) for item in self.read([("Lease", f"user-{user}") for user in sorted(users)])]
+        named = {lease.holder for lease in leases if isinstance(lease, Lease)}
+        given = {(lease.holder, lease.acquired) for lease in leases if isinstance(lease, Lease)}
+        ended = [id for id, secret in secrets.items() if (id, acquired_of(secret)) not in given
+                 and (user_of(secret) or acquired_of(secret) or not secret and id not in named)]
+        free = {id: secret for id, secret in secrets.items()
+                if secret and not user_of(secret) and id not in ended and id not in named}
+        return ended, [secret for id, secret in free.items()
+                       if not started_with(secret, items.get(("Pod", f"mysql-{id}")))]
+
+    def read(self, keys: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Read objects by kind and name; those that are not there are left out. Raises KubectlError.
+
+        Named on the command line they would be read at 5 a second, which is kubectl's limit there.
+        """
+        items = [{"apiVersion": KINDS[kind][1], "kind": kind, "metadata": {"name": name}}
+                 for kind, name in keys]
+        return list(documents(self.kubectl("get", "-f", "-", "--ignore-not-found", "-o", "json",
+                                           reason=f"read {len(items)} objects afresh",
+                                           stdin=listed(items)))) if items else []
+
+    def path(self, kind: str) -> str:
+        """Return the API server's path of a kind in our namespace."""
+        resource, version = KINDS[kind]
+        root = "apis" if "/" in version else "api"
+        return f"/{root}/{version}/namespaces/{self.kubectl.namespace}/{resource}"
+
+
+# ---- Heart beats and the sweep -------------------------------------------------------------------------
+
+class Sweep:
+    """Every round writes the beats, then ends what was idle for too long and removes what is nobody's."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.early_beats: dict[tuple[str, str], None] = {}  # By user id and client.
+        self.beats_at_once, self.beats_written_at = BEATS_PER_KUBECTL, cluster.wall()
+        self.round: Round | None = None
+        self.seeks_garbage = False
+        self.stopped, self.last_beats_from = False, float("-inf")
+        self.idle_since = cluster.clock()  # Nobody counts as idle since before this.
+
+    def begin_round(self) -> None:
+        """Begin a round, unless one is under way or the cluster is not known; have the next one begin."""
+        cluster = self.cluster
+        cluster.loop.call_at(cluster.clock() + max(cluster.settings.sweep_interval, 0.1), self.begin_round)
+        if not cluster.health.is_listed() or self.round or self.stopped:
+            return
+        for user_id, client in self.early_beats:
+            user = cluster.users.get(slug(user_id))
+            if user and user.lease and (user.lease.user_id, user.lease.client) == (user_id, client):
+                user.heard_at, user.unwritten = cluster.clock(), True
+        self.early_beats.clear()
+        self.round = Round(cluster.clock(), micro_time(cluster.wall()))
+        self.write_beats(self.spacing())
+
+    def spacing(self) -> float:
+        """Return how old a written beat may be before a newer one is written, in seconds."""
+        settings = self.cluster.settings
+        return max(settings.sweep_interval, (settings.idle_timeout or 43_200) / 50)
+
+    def write_beats(self, spacing: float) -> None:
+        """Write the beats that are due, the longest unwritten first, in groups."""
+        assert self.round
+        cluster, now, tried = self.cluster, self.cluster.clock(), self.round.tried
+        while self.round.writing < BEATS_KUBECTLS and not self.round.failed:
+            due = [user for user in cluster.users.values() if user.unwritten and user.lease
+                   and not user.lease.kept and now - user.written_at >= spacing and user.slug not in tried]
+            due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
+            if not due:
+                break
+            for user in due:
+                user.unwritten = False  # What is heard from here on is another beat.
+                tried.add(user.slug)
+            names = [f"user-{user.slug}" for user in due]
+            self.round.writing += 1
+            cluster.loop.start(functools.partial(cluster.api.patch_leases, names, self.round.time),
+                               functools.partial(self.beats_written, due, spacing))
+        if not self.round.writing:
+            self.end_round()
+
+    def beats_written(self, due: list[User], spacing: float, failure: KubectlError | None) -> None:
+        """Take up which beats were written, and go on with the round."""
+        assert self.round
+        self.round.writing -= 1
+        printed = failure.printed.decode().split() if failure else ()
+        written = {name.rpartition("/")[2] for name in printed}
+        for user in due:
+            if not failure or f"user-{user.slug}" in written:
+                user.written_at = self.cluster.clock()
+            else:
+                user.unwritten = True  # One that has gone is not in the next round.
+        if failure and failure.reason != "not found":
+            self.round.failed = True
+            if failure.reason == "timeout":  # Half as many may be written in time.
+                self.beats_at_once = max(len(due) // 2, 10)
+        elif not self.round.failed:
+            self.beats_at_once = min(2 * self.beats_at_once, BEATS_PER_KUBECTL)
+        self.write_beats(spacing)
+
+    def end_round(self) -> None:
+        """Look for what is nobody's and, if all beats could be written in time, for who is idle.
+
+        If they could not, those of other servers may not either, and who seems idle may be beating there.
+        """
+        assert self.round
+        cluster = self.cluster
+        in_time = not self.round.failed and cluster.clock() - self.round.began <= self.spacing()
+        self.round = None
+        if in_time:
+            self.beats_written_at = cluster.wall()
+        if not self.stopped:
+            self.look_around(iter([*cluster.users.values(), *cluster.databases.values()]), in_time, [], [])
+
+    def look_around(self, rest: Iterator[User | Database], in_time: bool, idle: list[User],
+                    suspects: list[str]) -> None:
+        """Look at all users and databases, a portion in each step of the loop; then end who is idle."""
+        cluster = self.cluster
+        portion = list(itertools.islice(rest, PORTION_OBJECTS))
+        for one in portion:
+            if isinstance(one, Database):
+                suspects += [one.id] if self.is_suspect(one) else []
+            elif self.is_idle(one):
+                idle += [one] if in_time else []
+            elif one.lease and not one.order and not one.lease.kept:
+                cluster.mend(one, one.lease)
+            elif one.left not in cluster.databases:
+                cluster.touch(one)  # Nothing is left of it; nobody may want to know of this user any more.
+        if portion:
+            cluster.loop.post(self.look_around, rest, in_time, idle, suspects)
+            return
+        if cluster.ending.waiting:
+            return  # Those whom users have ended come first; a slow cluster takes longer than a round.
+        # Not always the same, should they fail.
+        for user in cluster.random.sample(idle, min(len(idle), SWEPT_PER_ROUND)):
+            cluster.look(user, idle=True)
+        # One at a time: rounds that are shorter than a reading takes would otherwise have every thread read
+        # the same, and none left to delete it, or to make anything.
+        if suspects and not self.seeks_garbage:
+            self.seeks_garbage = True
+            some = cluster.random.sample(suspects, min(len(suspects), SUSPECTS_PER_ROUND))
+            named_by = {id: list(cluster.holders.get(id, ())) for id in some}
+            cluster.loop.start(functools.partial(cluster.api.find_garbage, named_by), self.remove_garbage)
+
+    def is_idle(self, user: User) -> bool:
+        """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
+        cluster = self.cluster
+        limit, since = cluster.settings.idle_timeout, max(user.heard_at, self.idle_since)
+        if not limit or not user.lease or user.order or user.slug in cluster.waiting:
+            return False
+        if user.lease.kept:  # Its end was cut short if there is more than the volume.
+            database = cluster.database_of(user)
+            objects = database.objects if database else {}
+            return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
+        return cluster.clock() - since > limit + 2 * self.spacing()
+
+    def is_suspect(self, database: Database) -> bool:
+        """Tell whether a database looks as if it were nobody's."""
+        now, secret = self.cluster.clock(), database.objects.get("Secret")
+        if is_persistent(database.id) or database.promised or now < database.stays_until:
+            return False  # Somebody's data may be in it, or its removal was refused a moment ago.
+        if not secret or secret.is_free():
+            return now > database.half_since + HALF_A_SPARE_SECONDS
+        user = self.cluster.users.get(secret.user)
+        return not (user and user.lease and user.lease.holder == database.id
+                    and database.is_of(user.slug, user.lease))
+
+    def remove_garbage(self, found: Any) -> None:
+        """Have what is nobody's deleted."""
+        self.seeks_garbage = False
+        ended, free = ((), ()) if isinstance(found, KubectlError) else found
+        for id in ended:
+            self.cluster.destroy(id)
+        for secret in free:
+            self.cluster.learn_item(secret)
+            if database := self.cluster.databases.get(key_of(secret)[1].partition("-")[2]):
+                self.cluster.spares.remove(database)
+
+    def last_beats(self) -> bool:
+        """Write the beats that are not written, at most once a second; return whether there are none."""
+        cluster, now = self.cluster, self.cluster.clock()
+        left = any(user.unwritten and user.lease and not user.lease.kept for user in cluster.users.values())
+        if left and not self.round and now >= self.last_beats_from:
+            self.last_beats_from = now + 1
+            cluster.loop.call_at(self.last_beats_from, lambda: None)  # Wakes the loop, which then asks again.
+            self.round = Round(now, micro_time(cluster.wall()))
+            self.write_beats(0)
+        return not left and not self.round
+
+
+class Round:
+    """A round of the sweep while its beats are being written."""
+
+    def __init__(self, began: float, time: str) -> None:
+        self.began, self.time, self.failed = began, time, False
+        self.writing = 0  # Kubectls.
+        self.tried: set[str] = set()  # Slugs.
+
+
+# ---- Watches -------------------------------------------------------------------------------------------
+
+class Watch:
+    """Tells the table what the cluster holds of one kind, as a thread: list, then watch from there on.
+
+    Kubernetes API Concepts, "Efficient detection of changes".
+    """
+
+    def __init__(self, cluster: Cluster, kind: str) -> None:
+        self.cluster, self.kind = cluster, kind
+        selector = SELECTOR if kind == "Lease" else f"{SELECTOR},{DATABASE}"
+        self.path = f"{cluster.api.path(kind)}?labelSelector={urllib.parse.quote(selector)}"
+        self.version, self.troubled = "", False
+
+    def run(self) -> NoReturn:
+        """Watch for ever, after failures with growing pauses."""
+        pause = WATCH_PAUSES_SECONDS[0]
+        while True:
+            started, was_troubled = time.monotonic(), self.troubled
+            self.watch()
+            if was_troubled and not self.troubled:
+                continue
+            if time.monotonic() - started > WATCH_PAUSES_SECONDS[1]:
+                pause = WATCH_PAUSES_SECONDS[0]
+            else:
+                time.sleep(pause * random.uniform(0.5, 1))
+                pause = min(2 * pause, WATCH_PAUSES_SECONDS[1])
+
+    def watch(self) -> None:
+        """List, unless it is known from where on to watch, and watch once."""
+        try:
+            self.version = self.version or self.list_all()
+            if not self.troubled:
+                self.report("")
+            # That it goes well again shows in the end of a watch only: many have nothing to tell.
+            seconds = 1 if self.troubled else WATCH_SECONDS
+            options = (f"&watch=1&resourceVersion={self.version}&allowWatchBookmarks=true"
+                       f"&timeoutSeconds={seconds}")
+            for line in self.cluster.kubectl.lines("get", "--raw", self.path + options,
+                                                   reason=f"watch {self.kind}",
+                                                   seconds=seconds + WATCH_GRACE_SECONDS):
+                self.hear(json.loads(line))
+            self.troubled = False
+        except KubectlError as error:
+            self.version = "" if error.reason == "expired" else self.version
+            if error.reason not in ("expired", "cut"):
+                self.report(error.reason, error.words)
+        except json.JSONDecodeError as error:
+            self.version = ""
+            self.report("unreachable", f"{NOT_KUBERNETES}: {error}")
+        except Exception:  # Whatever it was that came: the table is to be what the cluster holds.
+            if not self.troubled:
+                log.error(logfmt("watch", kind=self.kind, error=traceback.format_exc()))
+            self.version = ""
+            self.report("failed")
+
+    def report(self, trouble: str, words: str = "") -> None:
+        """Tell how it goes."""
+        self.troubled = bool(trouble)
+        self.cluster.loop.post(self.cluster.health.report, self.kind, trouble, words)
+
+    def list_all(self) -> str:
+        """Tell all that the cluster holds, in portions; return its resourceVersion."""
+        cluster, kind, more = self.cluster, self.kind, ""
+        cluster.loop.post(cluster.begin_listing, kind)
+        while True:
+            metadata, items = read_page(cluster.kubectl(
+                "get", "--raw", f"{self.path}&limit={PAGE_OBJECTS}{more}", reason=f"list {kind}"))
+            while portion := [(item["metadata"]["name"], seen_of({**item, "kind": kind}))
+                              for item in itertools.islice(items, PORTION_OBJECTS)]:
+                cluster.loop.post(cluster.take_portion, kind, portion)
+                time.sleep(PORTION_PAUSE_SECONDS)
+            if not metadata.get("continue"):
+                cluster.loop.post(cluster.end_listing, kind, int(metadata["resourceVersion"]))
+                return str(metadata["resourceVersion"])
+            more = f"&continue={urllib.parse.quote(metadata['continue'])}"
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Tell of an event. Raises KubectlError if it is an error."""
+        item, name, seen = event["object"], "", None
+        if event["type"] == "ERROR":  # 410: the version is no longer in the server's history.
+            raise KubectlError("expired" if item.get("code") == 410 else why(str(item.get("message"))))
+        if event["type"] != "BOOKMARK":
+            name, seen = item["metadata"]["name"], seen_of({**item, "kind": self.kind})
+        version = int(item["metadata"]["resourceVersion"])
+        self.cluster.loop.post(self.cluster.take_event, self.kind, name,
+                               None if event["type"] == "DELETED" else seen, version)
+        self.version = str(version)
+
+
+# ---- Kubernetes' objects: functions, without a table or a clock ----------------------------------------
 
 def whose(orders: list[Order]) -> str:
     """Say for the log whom orders are for."""
@@ -3078,7 +3143,7 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
 def check_volume(database: Database, client: str) -> None:
     """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
     secret = database.objects.get("Secret") or database.record
-    if secret and (secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
+    if secret and (item_of(secret)["metadata"].get("annotations") or {}).get(CLIENT) != client:
         raise ApiError(403, NOT_YOURS)
 
 
@@ -3137,23 +3202,21 @@ def bare(item: dict[str, Any]) -> dict[str, Any]:
             **{key: item[key] for key in ("spec", "type", "data", "immutable") if key in item}}
 
 
-def changed(lease: dict[str, Any], renewed: str = "", kept: bool = False,
-            address: str = "") -> dict[str, Any]:
-    """Return a lease as it is to be written, by whoever saw its version."""
-    metadata, spec = lease["metadata"], lease["spec"]
-    annotations = {name: value for name, value in (metadata.get("annotations") or {}).items()
-                   if name not in (KEPT, REPLACES if address else KEPT)}
-    annotations.update({**({KEPT: "true"} if kept else {}), **({ADDRESS: address} if address else {})})
-    return {**lease, "metadata": {**metadata, "annotations": annotations},
-            "spec": {**spec, "renewTime": renewed or spec.get("renewTime")}}
+def item_of(seen: Lease | Secret) -> dict[str, Any]:
+    """Return an object as it can be written again."""
+    return dict(json.loads(seen.text))
 
 
-def pointed_at(lease: dict[str, Any], id: str, address: str, now: str, replaces: bool) -> dict[str, Any]:
-    """Return a lease that names another database, to be written by whoever saw its version."""
-    notes = {**(lease["metadata"].get("annotations") or {}), ADDRESS: address,
-             **({REPLACES: "true"} if replaces else {})}
-    return {**lease, "metadata": {**lease["metadata"], "annotations": notes},
-            "spec": {**lease["spec"], "holderIdentity": f"mysql-{id}", "acquireTime": now, "renewTime": now}}
+def rewritten(lease: Lease, notes: dict[str, Any], **spec: str) -> dict[str, Any]:
+    """Return a lease with these annotations, without those that are None, and these values in its spec.
+
+    It is to be written by whoever saw its version.
+    """
+    item = item_of(lease)
+    notes = {**(item["metadata"].get("annotations") or {}), **notes}
+    item["metadata"]["annotations"] = {name: note for name, note in notes.items() if note is not None}
+    item["spec"].update(spec)
+    return item
 
 
 def too_small(quota: dict[str, Any], template: Template, settings: Settings) -> str:
@@ -3767,7 +3830,7 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
                 kept = awaited.keys() - {"crl"} and not tls.lets_nobody_in()
                 if (new := (tls if kept else read)._replace(revoked=revoked)) != tls:
                     tls = new
-                    server.post(functools.partial(server.take_files, tls))
+                    server.post(server.take_files, tls)
                 warn_of_names(files["server_crt"], names, set(read.names))
             except Refusal as refusal:
                 log.warning(logfmt("tls", outcome="kept as it was", reason=refusal))

@@ -817,7 +817,7 @@ class Databases(unittest.TestCase):
         order.creates = made.objects_of("quoted", "5ecret0123456789abcdef5ecret0123")[:1]
         with unittest.mock.patch.dict(os.environ, KUBECONFIG=KUBECONFIG), \
                 self.assertLogs("playground") as logs:
-            cluster.carry_out([order])
+            cluster.api.carry_out([order])
         [(_, outcome)] = order.failures
         told = playground.told(outcome).message
         self.assertIn("outcome=invalid", logs.output[0])

@@ -35,7 +35,7 @@ from collections.abc import Generator, Iterable
 from typing import Any, Callable, ClassVar
 
 import playground
-from playground import CLIENT, KINDS, NOBODY, OURS, USER, ApiError, Cluster, KubectlError
+from playground import CLIENT, KINDS, NOBODY, OURS, USER, ApiError, KubectlError
 
 Item = dict[str, Any]
 Step = Callable[[], object]
@@ -548,7 +548,7 @@ class Watch:
         """Tell of everything there is: as it is at one moment, in portions."""
         rng, kind, cluster = self.story.rng, self.kind, self.server.cluster
         if self.story.down:
-            self.server.do(lambda: cluster.report(kind, "unreachable"))
+            self.server.do(lambda: cluster.health.report(kind, "unreachable"))
             self.story.after(2, self.list)
             return
         pause = self.story.request_seconds * rng.random() + self.lag * rng.random()
@@ -568,7 +568,7 @@ class Watch:
             def end() -> None:
                 self.story.say(self.server.name, f"has listed {kind}")
                 cluster.end_listing(kind, version)
-                cluster.report(kind, "")
+                cluster.health.report(kind, "")
                 self.state = "idle"
                 self.hear()
             second = self.lag * rng.random()
@@ -613,7 +613,7 @@ class Watch:
             return
         self.state, rng, cluster = "cut", self.story.rng, self.server.cluster
         if rng.random() < 0.5:
-            self.server.do(lambda: cluster.report(self.kind, "unreachable"))
+            self.server.do(lambda: cluster.health.report(self.kind, "unreachable"))
         expired = rng.random() < 0.4
         self.story.say(self.server.name, f"watch {self.kind} is cut", "expired" if expired else "")
         self.story.after(rng.uniform(0.2, 10), self.list if expired else self.resume)
@@ -625,7 +625,7 @@ class Watch:
             return
 
         def on() -> None:
-            self.server.cluster.report(self.kind, "")
+            self.server.cluster.health.report(self.kind, "")
             self.state = "idle"
             self.hear()
         self.server.do(on)
@@ -650,18 +650,18 @@ class Server:
         self.requests: dict[Request, None] = {}
         self.ended: set[str] = set()  # Databases of which it said that they are gone.
         kubectl: Any = self
-        cluster = self.cluster = story.make(kubectl, story.template(rng), story.settings)
+        cluster = self.cluster = playground.Cluster(kubectl, story.template(rng), story.settings)
         cluster.loop, cluster.clock, cluster.wall = self, self.clock, self.wall
         cluster.random = random.Random(rng.getrandbits(32))
-        cluster.idle_since = self.clock()
-        self.margin = cluster.spacing() / 2
+        cluster.sweep.idle_since = self.clock()
+        self.margin = cluster.sweep.spacing() / 2
         self.namespace = "test"
         story.say(name, "starts", f"wall clock {self.skew - 1.7e9:+.0f} s")
         self.watches = {kind: Watch(self, kind) for kind in cluster.kinds}
         for kind, watch in self.watches.items():
             story.watches[kind].append(watch)
-        self.do(cluster.sweep)
-        self.do(cluster.tend_spares)
+        self.do(cluster.sweep.begin_round)
+        self.do(cluster.spares.tend)
 
     # What Cluster uses.
 
@@ -700,13 +700,13 @@ class Server:
         if self.queue:
             self.give(self.queue.pop(0))
 
-    def call_at(self, moment: float, step: Step) -> None:
+    def call_at(self, moment: float, step: Callable[..., object], *arguments: Any) -> None:
         """Take a step at a moment."""
-        self.story.at(moment - self.offset + 1e-6, lambda: self.do(step))
+        self.story.at(moment - self.offset + 1e-6, lambda: self.do(functools.partial(step, *arguments)))
 
-    def post(self, step: Step) -> None:
+    def post(self, step: Callable[..., object], *arguments: Any) -> None:
         """Take a step soon."""
-        self.story.after(0, lambda: self.do(step))
+        self.story.after(0, lambda: self.do(functools.partial(step, *arguments)))
 
     def attempt(self, step: Step) -> None:
         """Take a step now; what goes wrong in it is a crash."""
@@ -732,7 +732,7 @@ class Server:
             raise
         except Exception as error:
             raise Broken(f"{self.name} crashed") from error
-        if self.stopping and not self.requests and self.cluster.last_beats():
+        if self.stopping and not self.requests and self.cluster.sweep.last_beats():
             self.story.stopped(self)
 
     def settle(self) -> None:
@@ -848,8 +848,8 @@ class Story:
               "hand secret", "unlabel", "hand pod", "hand lease", "evict", "move", "restart", "relabel",
               "future")
 
-    def __init__(self, seed: int, make: type[Cluster] = Cluster, telling: bool = False) -> None:
-        self.seed, self.make, self.telling = seed, make, telling
+    def __init__(self, seed: int, telling: bool = False) -> None:
+        self.seed, self.telling = seed, telling
         rng = self.rng = random.Random(seed)
         self.now, self.order, self.numbers = 0.0, itertools.count(), itertools.count(1)
         self.steps: list[tuple[float, int, Step]] = []
@@ -1010,7 +1010,7 @@ class Story:
         elif fault == "term":
             self.say(server.name, "is told to stop")
             server.stopping = True
-            server.cluster.stop()
+            server.cluster.sweep.stopped = True
             server.stopped_at = self.now
             bound = playground.STOP_SECONDS + playground.LAST_BEATS_SECONDS
             self.after(bound, functools.partial(self.stopped, server, True))
@@ -1084,7 +1084,7 @@ class Story:
 
     def wake(self, server: Server) -> None:
         """Have a server find that it has slept, as playground.Server.keep_house does."""
-        server.cluster.idle_since = server.clock()
+        server.cluster.sweep.idle_since = server.clock()
         server.troubled_at = self.now
 
     def stopped(self, server: Server, late: bool = False) -> None:
@@ -1360,10 +1360,10 @@ def templates() -> list[playground.Template]:
     return found
 
 
-def find(seed: int, make: type[Cluster] = Cluster) -> str:
+def find(seed: int) -> str:
     """Return what breaks in a story; empty if all holds."""
     try:
-        Story(seed, make).tell()
+        Story(seed).tell()
     except Broken as broken:
         cause = broken.__cause__
         trace = traceback.format_exception(type(cause), cause, cause.__traceback__) if cause else []
@@ -1377,7 +1377,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="tell this story")
     parser.add_argument("--seeds", type=int, nargs=2, help="live these, and tell the first that fails")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="live new stories for so long")
-    parser.add_argument("--mutant", help="of tests.test_simulation, in the place of Cluster")
+    parser.add_argument("--mutant", help="of tests.test_simulation, in the place of what it is a kind of")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         parser.error("it needs PYTHONHASHSEED=0 in its environment: scripts/simulate sets it")
@@ -1386,10 +1386,10 @@ def main() -> int:
     if hasattr(os, "sched_setaffinity"):  # Threads of one processor hand over in a quarter of the time.
         processors = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {processors[os.getpid() % len(processors)]})
-    make = Cluster
     if options.mutant:
         from tests.test_simulation import MUTANTS
-        make = MUTANTS[options.mutant][0]
+        mutant = MUTANTS[options.mutant][0]
+        setattr(playground, mutant.__mro__[1].__name__, mutant)
     one, first = options.seed, random.SystemRandom().getrandbits(40)
     seeds: Iterable[int] = [one] if one is not None else range(*options.seeds) if options.seeds else (
         itertools.count(first))
@@ -1397,9 +1397,9 @@ def main() -> int:
     for seed in seeds:
         if time.monotonic() > began + options.seconds:
             break
-        broken, count = find(seed, make), count + 1
+        broken, count = find(seed), count + 1
         if broken or one is not None:
-            story = Story(seed, make, telling=True)
+            story = Story(seed, telling=True)
             with contextlib.suppress(Broken):
                 story.tell()
             print(*story.lines, f"seed {seed}: {broken or 'all holds'}", sep="\n")

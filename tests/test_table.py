@@ -40,11 +40,12 @@ class Loop:
     def start(self, work: Callable[[], Any], then: Callable[[Any], object]) -> None:
         self.started.append((work, then))
 
-    def call_at(self, moment: float, step: Callable[[], object]) -> None:
-        heapq.heappush(self.timers, (moment, next(self.order), step))
+    def call_at(self, moment: float, step: Callable[..., object], *arguments: Any) -> None:
+        due: Callable[[], object] = functools.partial(step, *arguments)
+        heapq.heappush(self.timers, (moment, next(self.order), due))
 
-    def post(self, step: Callable[[], object]) -> None:
-        self.call_at(self.now, step)
+    def post(self, step: Callable[..., object], *arguments: Any) -> None:
+        self.call_at(self.now, step, *arguments)
 
     def attempt(self, step: Callable[[], object]) -> None:
         with contextlib.suppress(ZeroDivisionError):  # A test's own.
@@ -109,13 +110,13 @@ class Case(unittest.TestCase):
         settings = playground.Settings(max_databases=3, max_databases_per_client=2, idle_timeout=IDLE_SECONDS,
                                        sweep_interval=10, spare_databases=0)
         self.cluster = playground.Cluster(self.kubectl, template, settings)  # type: ignore[arg-type]
-        self.cluster.loop, self.cluster.idle_since = self.loop, self.loop.now
+        self.cluster.loop, self.cluster.sweep.idle_since = self.loop, self.loop.now
         self.cluster.clock, self.cluster.wall = lambda: self.loop.now, lambda: 1e9 + self.loop.now
 
     def known(self) -> None:
         """Have the cluster listed, empty, and the template found good."""
         for kind in self.cluster.kinds:
-            self.cluster.report(kind, "")
+            self.cluster.health.report(kind, "")
         self.work()
 
     def work(self) -> None:
@@ -173,7 +174,7 @@ class Table(Case):
         self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "unknown"})
         with self.assertRaises(playground.KubectlError):
             self.create("ann", late=True)
-        self.cluster.report("Pod", "unreachable")
+        self.cluster.health.report("Pod", "unreachable")
         with self.assertRaises(playground.KubectlError):
             self.create("ann")
 
@@ -276,19 +277,19 @@ class Table(Case):
                     del self.kubectl.there["Lease", "user-ann"]
                     self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
                     self.loop.pass_time(playground.HALF_A_SPARE_SECONDS + 1)
-                    self.cluster.sweep()
-                self.assertIsNone(self.cluster.pick())
+                    self.cluster.sweep.begin_round()
+                self.assertIsNone(self.cluster.spares.pick())
                 for _ in range(4):
                     self.work()
                 self.assertEqual(self.kubectl.asked[-1], ("delete", []))
-                self.assertIsNone(self.cluster.pick())
+                self.assertIsNone(self.cluster.spares.pick())
 
     def test_label_that_was_taken_away_comes_back_while_the_lease_names_the_database(self) -> None:
         self.known()
         name = self.given("ann")
         del self.kubectl.there["Secret", name]["metadata"]["labels"][playground.USER]
         self.watch("Secret", name)
-        self.cluster.sweep()  # Nobody asks for it.
+        self.cluster.sweep.begin_round()  # Nobody asks for it.
         self.loop.pass_time(11)
         for _ in range(3):
             self.work()
@@ -298,10 +299,10 @@ class Table(Case):
     def spare(self) -> str:
         """Have a spare made that gets ready; return its name."""
         self.cluster.settings = self.cluster.settings._replace(spare_databases=1)
-        self.cluster.tend_spares()
+        self.cluster.spares.tend()
         for _ in range(4):
             self.work()
-        (spare,) = self.cluster.spares.values()
+        (spare,) = self.cluster.spares.free.values()
         self.watch("Pod", f"mysql-{spare.id}", status=READY)
         self.cluster.settings = self.cluster.settings._replace(spare_databases=0)
         return f"mysql-{spare.id}"
@@ -358,7 +359,7 @@ class Table(Case):
         self.assertIsNone(self.create("ann"))  # It is written down first that she is back.
         self.work()
         self.assertEqual(self.create("ann")["note"], playground.LOST)
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         for _ in range(4):
             self.work()
         self.assertNotIn(playground.REPLACES, there["Lease", "user-ann"]["metadata"]["annotations"])
@@ -368,7 +369,7 @@ class Table(Case):
         self.known()
         self.given("ann")
         self.kubectl.failures["replace "] = playground.KubectlError("policy", "denied")
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         self.loop.pass_time(1)
         self.assertTrue(self.cluster.users["ann"].order)
         self.assertIn("data_source", self.create("ann"))
@@ -595,9 +596,9 @@ class Table(Case):
         self.given("ann")
         self.cluster.beat("ann", "alice")
         self.kubectl.failures["write "] = playground.KubectlError("forbidden", "cannot patch resource")
-        self.cluster.stop()
+        self.cluster.sweep.stopped = True
         for _ in range(30):
-            self.assertFalse(self.cluster.last_beats())
+            self.assertFalse(self.cluster.sweep.last_beats())
             self.loop.pass_time(0.1)
             for work, then in self.loop.started[:]:
                 then(work())
@@ -605,14 +606,14 @@ class Table(Case):
         self.assertTrue(2 <= self.refusals("patch") <= 4, self.refusals("patch"))
         self.kubectl.failures.clear()
         self.loop.pass_time(1)
-        self.cluster.last_beats()
+        self.cluster.sweep.last_beats()
         self.work()
-        self.assertTrue(self.cluster.last_beats())
+        self.assertTrue(self.cluster.sweep.last_beats())
 
     def test_spare_whose_removal_is_refused_is_tried_again_a_minute_later(self) -> None:
         self.cluster.settings = self.cluster.settings._replace(spare_databases=1)
         self.known()
-        self.cluster.tend_spares()
+        self.cluster.spares.tend()
         for _ in range(4):
             self.work()
         name, = (name for kind, name in self.kubectl.there if kind == "Pod")
@@ -628,27 +629,27 @@ class Table(Case):
     def test_spare_whose_removal_was_refused_makes_no_room(self) -> None:
         self.cluster.settings = self.cluster.settings._replace(spare_databases=1)
         self.known()
-        self.cluster.tend_spares()
+        self.cluster.spares.tend()
         for _ in range(4):
             self.work()
-        spare, = self.cluster.spares.values()
+        spare, = self.cluster.spares.free.values()
         self.kubectl.failures["replace "] = playground.KubectlError("policy", "denied")
-        self.assertTrue(self.cluster.make_room())
+        self.assertTrue(self.cluster.spares.make_room())
         self.work()
         self.loop.pass_time(playground.EXPECTED_SECONDS + 1)
-        self.assertFalse(self.cluster.make_room())
+        self.assertFalse(self.cluster.spares.make_room())
         self.loop.pass_time(playground.REFUSED_SECONDS)
         self.kubectl.failures.clear()
-        self.assertTrue(self.cluster.make_room())
+        self.assertTrue(self.cluster.spares.make_room())
         self.assertTrue(spare.going)
 
     def test_log_tells_of_the_kind_that_is_lost(self) -> None:
         self.known()
         with self.assertLogs("playground", "WARNING") as seen:
-            self.cluster.report("Lease", "unreachable", "refused")
-            self.cluster.report("Pod", "forbidden", "no right")
-            self.cluster.report("Lease", "")
-            self.cluster.report("Lease", "unreachable", "refused")
+            self.cluster.health.report("Lease", "unreachable", "refused")
+            self.cluster.health.report("Pod", "forbidden", "no right")
+            self.cluster.health.report("Lease", "")
+            self.cluster.health.report("Lease", "unreachable", "refused")
         told = [re.findall("what=[A-Z][a-z]+|said=.*", line) for line in seen.output]
         self.assertEqual(told, [["what=Lease", "said=refused"], ["what=Pod"]])
 
@@ -664,17 +665,17 @@ class Table(Case):
         self.cluster.kubectl = lambda *_, **__: page  # type: ignore[assignment]
         self.cluster.kubectl.lines = lines  # type: ignore[method-assign]
         self.cluster.kubectl.namespace = "classroom"
-        self.cluster.report = lambda what, trouble, words="": reports.append(  # type: ignore
+        self.cluster.health.report = lambda what, trouble, words="": reports.append(  # type: ignore
             trouble)
         with self.assertRaises(SystemExit):
-            self.cluster.watch("Pod")
+            playground.Watch(self.cluster, "Pod").run()
         self.loop.pass_time(0)
         self.assertEqual(reports, ["", *["forbidden"] * 4])
 
     def test_beat_is_written_no_more_often_than_needed_and_the_idle_end(self) -> None:
         self.known()
         self.given("ann")
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         self.work()
         writes = [verb for verb, _ in self.kubectl.asked].count("patch")
         self.cluster.beat("ann", "alice")
@@ -695,7 +696,7 @@ class Table(Case):
     def test_rounds_shorter_than_a_reading_leave_threads_for_everything_else(self) -> None:
         self.known()
         self.leave(playground.SUSPECTS_PER_ROUND + 1)
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         for _ in range(playground.WORK_THREADS):  # They read, and nothing comes of it yet.
             self.loop.pass_time(10)
         self.assertEqual(len(self.loop.started), 1)
@@ -714,7 +715,7 @@ class Table(Case):
         return ids
 
     def rounds(self, count: int) -> None:
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         for _ in range(count):
             self.loop.pass_time(10)
             self.work()
@@ -785,7 +786,7 @@ class Table(Case):
 
     def test_spares_of_another_template_stay_longer_only_if_this_server_removed_them(self) -> None:
         self.known()
-        self.cluster.others_removed["flood"] = 5000
+        self.cluster.spares.others_removed["flood"] = 5000
         for hash, removed in (("given", 0), ("kept", 1), ("flood", 5000)):
             with self.subTest(hash):
                 secret, pod = self.cluster.template.objects_of(hash, "0" * 32)
@@ -793,13 +794,13 @@ class Table(Case):
                 self.kubectl("create", reason="", stdin=playground.listed([secret, pod]))
                 self.watch("Secret", f"mysql-{hash}")
                 self.watch("Pod", f"mysql-{hash}", status=READY)
-                self.cluster.tend_spares()
+                self.cluster.spares.tend()
                 self.loop.now += playground.OTHERS_SECONDS + 1 if hash == "kept" else 0
-                self.cluster.tend_spares()
+                self.cluster.spares.tend()
                 for kind in ("Pod", "Secret"):
                     self.cluster.take_event(kind, f"mysql-{hash}", None, next(self.kubectl.versions))
-                self.cluster.tend_spares()
-                self.assertEqual(self.cluster.others_removed[hash], removed)
+                self.cluster.spares.tend()
+                self.assertEqual(self.cluster.spares.others_removed[hash], removed)
 
 
 class Persistent(Case):
@@ -890,7 +891,7 @@ class Persistent(Case):
         self.known()
         self.given("ann")
         there, address = self.kubectl.there, self.create("ann")["data_source"]
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         for _ in range(4):
             self.work()
         self.template = "mysql.yaml"
@@ -917,7 +918,7 @@ class Persistent(Case):
     def test_pod_that_a_sweep_could_not_delete_goes_in_a_later_round(self) -> None:
         self.known()
         self.given("ann")
-        self.cluster.sweep()
+        self.cluster.sweep.begin_round()
         self.kubectl.failures["end Pod"] = playground.KubectlError("policy", "denied")
         for _ in range(180):
             self.loop.pass_time(10)
