@@ -1762,8 +1762,7 @@ class Cluster:
             return "absent"
         if user.lease.kept:
             return "kept"
-        database = self.database_of(user)
-        objects = database.objects if database else {}
+        database, objects = self.database_of(user), self.parts(user.lease.holder)
         if is_persistent(user.lease.holder):
             if any(part.gone for kind, part in objects.items() if kind != "Secret"):
                 return "going"
@@ -1789,6 +1788,10 @@ class Cluster:
     def database_of(self, user: User) -> Database | None:
         """Return the database that a user's lease names, as far as it is seen."""
         return self.databases.get(user.lease.holder) if user.lease else None
+
+    def parts(self, id: str) -> dict[str, Any]:
+        """Return by kind what is seen of a database; nothing of one that is not there."""
+        return self.databases[id].objects if id in self.databases else {}
 
     def status_of(self, user: User) -> str:
         """Return what a client is told: ready, starting, kept or absent."""
@@ -1898,7 +1901,7 @@ class Cluster:
         before = self.databases.get(lease.holder) if lease else None
         spare = self.spares.pick()
         id = f"user-{user.slug}" if self.template.persistent else spare.id if spare else secrets.token_hex(8)
-        there = self.databases[id].objects if id in self.databases else {}
+        there = self.parts(id)
         order = Order(self.given, id, user)
         address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
         now = micro_time(self.wall())
@@ -1937,32 +1940,28 @@ class Cluster:
         assert user.lease
         database = self.databases[user.lease.holder]
         assert database.secret
-        order = Order(self.given, database.id, user)
         database.promised = True
-        order.claims.append(labelled(item_of(database.secret), user.slug, user.lease.acquired))
-        self.start_order(self.making, order)
+        claim = labelled(item_of(database.secret), user.slug, user.lease.acquired)
+        self.start_order(self.making, Order(self.given, database.id, user, claims=[claim]))
 
     def put_back(self, user: User, record: Secret) -> None:
         """Make a Secret again that was deleted by hand, with the password that its Pod or volume has."""
-        order, item = Order(self.given, "", user), labelled(item_of(record), user.slug, record.acquired)
-        item["metadata"] = {name: value for name, value in item["metadata"].items()
-                            if name not in ("uid", "resourceVersion")}
-        order.creates.append(item)
-        self.start_order(self.making, order)
+        item = labelled(item_of(record), user.slug, record.acquired)
+        del item["metadata"]["uid"], item["metadata"]["resourceVersion"]
+        self.start_order(self.making, Order(self.given, "", user, creates=[item]))
 
     def renew(self, user: User) -> None:
         """Order that a user who is back be written down: until then another server may end what there is."""
         assert user.lease
-        order = Order(self.given, "", user)
-        order.replaces.append(rewritten(user.lease, {KEPT: None}, renewTime=micro_time(self.wall())))
-        self.start_order(self.making, order)
+        beat = rewritten(user.lease, {KEPT: None}, renewTime=micro_time(self.wall()))
+        self.start_order(self.making, Order(self.given, "", user, replaces=[beat]))
 
     def end(self, user: User, idle: bool = False) -> None:
         """Order the end of a user's lease, unless it changes meanwhile, and of the database that it names."""
         assert user.lease
         id = user.lease.holder
         order = Order(self.swept if idle else self.gone, id, user)
-        name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
+        objects = self.parts(id)
         stays: tuple[str, ...] = ()
         if is_persistent(id) and idle:  # The volume stays, its password, and the lease.
             order.replaces.append(rewritten(user.lease, {KEPT: "true"}))
@@ -1972,7 +1971,7 @@ class Cluster:
         elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
             order.ends = self.databases[id].is_of(user.slug, user.lease)
         if not order.replaces:  # First: without it, as it was seen, nobody makes a part of a volume any more.
-            order.deletes.insert(0, ("Lease", name, user.lease.uid, user.lease.version))
+            order.deletes.insert(0, ("Lease", f"user-{user.slug}", user.lease.uid, user.lease.version))
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
@@ -1995,9 +1994,7 @@ class Cluster:
 
     def destroy(self, id: str) -> None:
         """Order the end of a database that is nobody's."""
-        order = Order(self.gone, id)
-        order.ends = True
-        self.start_order(self.ending, order)
+        self.start_order(self.ending, Order(self.gone, id, ends=True))
 
     def start_order(self, group: Group, order: Order) -> None:
         """Have an order carried out with those of others."""
@@ -2115,10 +2112,8 @@ class Cluster:
         address = self.address(lease.holder) if lease.holder in self.databases else ""
         if address and user.answered == address and (lease.replaces or address != lease.address):
             # Nobody waits for it: what fails is tried again in the next round.
-            order = Order(lambda order: None, "", user)
-            order.replaces.append(rewritten(lease, {ADDRESS: address, REPLACES: None},
-                                            renewTime=micro_time(self.wall())))
-            self.start_order(self.making, order)
+            told = rewritten(lease, {ADDRESS: address, REPLACES: None}, renewTime=micro_time(self.wall()))
+            self.start_order(self.making, Order(lambda order: None, "", user, replaces=[told]))
 
     # -- reading afresh, where the watches may be late, each by itself
 
@@ -2131,8 +2126,7 @@ class Cluster:
         user.wish = user.wish or wish  # The older one is granted first.
         if not any(look.user.slug == user.slug for look in self.looking.waiting):
             id = user.lease.holder if user.lease else f"user-{user.slug}"
-            objects = dict(self.databases[id].objects) if id in self.databases else {}
-            self.looking.add(Look(user, self.clock(), user.lease, id, objects, idle))
+            self.looking.add(Look(user, self.clock(), user.lease, id, dict(self.parts(id)), idle))
 
     def looked(self, looks: list[Look], found: Any) -> None:
         """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
@@ -2163,9 +2157,8 @@ class Cluster:
                 user.gone_at = look.ordered
                 if user.lease and user.lease is look.lease:
                     self.learn_lease(user, None)
-            objects = self.databases[id].objects if id in self.databases else {}
             for kind, seen in look.objects.items():
-                if objects.get(kind) is seen and (kind, f"mysql-{id}") not in there:
+                if self.parts(id).get(kind) is seen and (kind, f"mysql-{id}") not in there:
                     self.learn(kind, f"mysql-{id}", None)
             if look.idle and self.sweep.is_idle(user):
                 self.end(user, idle=True)
@@ -2584,10 +2577,10 @@ class Spares:
         making = cluster.making.running or cluster.making.waiting
         if now >= self.not_before and not self.expected and not making:
             for _ in range(min(wanted - len(mine) - self.coming, 1 if self.failures else SPARES_AT_ONCE)):
-                order = Order(self.made, secrets.token_hex(8))
-                order.creates = cluster.template.objects_of(order.id, secrets.token_hex(16))
+                id = secrets.token_hex(8)
+                objects = cluster.template.objects_of(id, secrets.token_hex(16))
                 self.coming += 1
-                cluster.start_order(cluster.making, order)
+                cluster.start_order(cluster.making, Order(self.made, id, creates=objects))
 
     def sort_out(self, now: float) -> list[Database]:
         """Remove spares that do not get ready, and other templates' after a while; return the others."""
@@ -2615,9 +2608,8 @@ class Spares:
         secret = database.objects.get("Secret")
         if secret and secret.user in ("", NOBODY):
             database.going = True
-            order = Order(self.cluster.gone, database.id)
-            order.replaces.append(labelled(item_of(secret), NOBODY))
-            order.ends = True
+            claim = labelled(item_of(secret), NOBODY)
+            order = Order(self.cluster.gone, database.id, replaces=[claim], ends=True)
             self.cluster.start_order(self.cluster.ending, order)
 
     def made(self, order: Order) -> None:
@@ -2646,17 +2638,18 @@ class Spares:
 class Order:
     """What is to be done for one user or spare, in these steps; a step that fails is the last one."""
 
-    def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None) -> None:
+    def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None, *,
+                 replaces: Iterable[dict[str, Any]] = (), creates: Iterable[dict[str, Any]] = (),
+                 claims: Iterable[dict[str, Any]] = (), ends: bool = False) -> None:
         self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
-        # Leases, and Secrets of spares that go: by who saw their version;
-        self.replaces: list[dict[str, Any]] = []
+        self.replaces = [*replaces]  # Leases, and Secrets of spares that go: by who saw their version;
         # leases and Secrets that have to be there before the rest is made;
         self.records: list[dict[str, Any]] = []
-        self.creates: list[dict[str, Any]] = []
-        self.claims: list[dict[str, Any]] = []  # Secrets of spares that are given, likewise;
+        self.creates = [*creates]
+        self.claims = [*claims]  # Secrets of spares that are given, by who saw their version;
         # by kind, name, uid and version, if that is not 0;
         self.deletes: list[tuple[str, str, str, int]] = []
-        self.ends = False  # and the database by its label.
+        self.ends = ends  # and the database by its label.
         self.made: list[dict[str, Any]] = []
         self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
 
@@ -2984,8 +2977,7 @@ class Sweep:
         if not limit or not user.lease or user.order or user.slug in cluster.waiting:
             return False
         if user.lease.kept:  # Its end was cut short if there is more than the volume.
-            database = cluster.database_of(user)
-            objects = database.objects if database else {}
+            objects = cluster.parts(user.lease.holder)
             return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
         return cluster.clock() - since > limit + 2 * self.spacing()
 
