@@ -28,6 +28,7 @@ from tests.harness import (
     ROOT,
     Holding,
     Running,
+    WithoutCluster,
     altered,
     change_pod,
     checked,
@@ -336,18 +337,8 @@ class Requests(unittest.TestCase):
         self.assertLess(time.monotonic() - started, 5)
 
 
-class Wire(unittest.TestCase):
+class Wire(WithoutCluster):
     """The network and HTTP, at a server whose cluster does not answer."""
-
-    server: ClassVar[Running]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Running(kubeconfig=path("dead.kubeconfig"))
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.__exit__(None)
 
     def test_cluster_that_does_not_answer_is_503_to_what_needs_it_and_beats_are_200(self) -> None:
         eventually(lambda: "does not answer" in self.server.call("alice", "status")[1]["cluster"],

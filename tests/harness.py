@@ -29,7 +29,7 @@ import unittest
 import unittest.mock
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -346,6 +346,20 @@ class Running:
         with self.connect() as connection:
             connection.sendall(request)
             return receive_all(connection)
+
+
+class WithoutCluster(unittest.TestCase):
+    """Tests at one server whose cluster does not answer."""
+
+    server: ClassVar[Running]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = Running(kubeconfig=path("dead.kubeconfig"))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.server.__exit__(None)
 
 
 def posted(api: str, user_id: str) -> bytes:

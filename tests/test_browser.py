@@ -14,10 +14,10 @@ import tempfile
 import threading
 import unittest
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from tests import harness
-from tests.harness import KUBECONFIG, Running, eventually, path
+from tests.harness import KUBECONFIG, Running, WithoutCluster, eventually, path
 
 setUpModule = harness.set_up
 tearDownModule = harness.tear_down
@@ -25,17 +25,7 @@ tearDownModule = harness.tear_down
 POLICIES = "/etc/chromium/policies/managed"
 
 
-class HostilePages(unittest.TestCase):
-    server: ClassVar[Running]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Running(kubeconfig=path("dead.kubeconfig"))
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.__exit__(None)
-
+class HostilePages(WithoutCluster):
     def ask(self, api: str, *fields: str, host: str, version: str = "1.1") -> tuple[int, str]:
         """Ask with a browser's header fields; return the status and the error."""
         body = '{"user_id": "mallory"}' if api in ("create_db", "delete_db") else ""

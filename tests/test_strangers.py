@@ -32,6 +32,7 @@ from tests.harness import (
     STATUS,
     Ca,
     Running,
+    WithoutCluster,
     altered,
     empty_cluster,
     eventually,
@@ -51,18 +52,8 @@ setUpModule = harness.set_up
 tearDownModule = harness.tear_down
 
 
-class Strangers(unittest.TestCase):
+class Strangers(WithoutCluster):
     """Who has not shown a certificate, at a server whose cluster does not answer."""
-
-    server: ClassVar[Running]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.server = Running(kubeconfig=path("dead.kubeconfig"))
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        cls.server.__exit__(None)
 
     def test_stranger_without_a_certificate_of_our_ca_for_clients_is_refused(self) -> None:
         gen_cert("alice", store="other_store")
