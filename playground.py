@@ -3373,7 +3373,7 @@ class Template:
 
     def __init__(self, path: str) -> None:
         """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
-        self.path, self.hash, self.persistent = path, "", False
+        self.path, self.hash = path, ""
         try:
             documents = yaml.safe_load_all(read_file(path))
             self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
@@ -3413,10 +3413,7 @@ class Template:
 
     def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
                    acquired: str = "") -> list[dict[str, Any]]:
-        """Return the objects of a database, a user's or a spare, with what the server itself relies on.
-
-        Raises KeyError for a placeholder that is not known.
-        """
+        """Return a database's objects with what the server relies on. Raises KeyError for a placeholder."""
         values = {"name": f"mysql-{id}", "database": id, "password": password, "slug": slug,
                   "user_id": user_id, "client": client}
 
@@ -3434,7 +3431,7 @@ class Template:
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
             metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes.get(item["kind"], {})}
             if item["kind"] == "Secret" and slug:
-                item.update(labelled({**item, "apiVersion": "v1"}, slug, acquired))
+                item.update(labelled(item, slug, acquired))
         return objects
 
     def needs_of_one(self) -> dict[str, float]:
@@ -3449,11 +3446,9 @@ class Template:
 
     def databases_in(self, hard: dict[str, str]) -> float:
         """Return for how many databases a quota's limits have room."""
-        rooms = []
-        for name, bound in hard.items():
-            need = self.needs.get(name.removeprefix("count/")) or self.needs.get(f"requests.{name}")
-            rooms += [quantity(bound) // need] if need else []
-        return min(rooms, default=float("inf"))
+        needs = [(self.needs.get(name.removeprefix("count/")) or self.needs.get(f"requests.{name}"), bound)
+                 for name, bound in hard.items()]
+        return min((quantity(bound) // need for need, bound in needs if need), default=float("inf"))
 
 
 def quantity(text: str) -> float:
