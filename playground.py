@@ -3476,8 +3476,7 @@ REASONS = {
     "cut": r"unexpected EOF|GOAWAY|connection lost",
     "unreachable": r"connection refused|was refused|[Uu]nable to connect|i/o timeout|Client\.Timeout|"
                    r"TLS handshake timeout|deadline exceeded|no such host|no route to host|connection reset|"
-                   r": EOF|stream error|x509:|"
-                   r"failed to download openapi|unable to handle the request|"
+                   r": EOF|stream error|x509:|failed to download openapi|unable to handle the request|"
                    r"\((ServiceUnavailable|InternalError|TooManyRequests|ServerTimeout|Timeout)\)",
     "no dry run": r"does not support dry run",
     "invalid": r"\((Invalid|BadRequest)\)|\" is invalid:|error validating|strict decoding|error parsing",
@@ -3589,8 +3588,7 @@ class Kubectl:
         if not self.stopped:
             expected = outcome in ("ok", "exists", "not found", "conflict", "cut")
             # Cluster.report tells how it goes with those that observe, and that the cluster is lost.
-            told = (reason.startswith(("watch ", "list "))
-                    or self.lost and outcome in ("unreachable", "timeout"))
+            told = reason.startswith(("watch ", "list ")) or self.lost and outcome in SILENCE
             log.log(logging.DEBUG if told else logging.INFO if expected else logging.WARNING, logfmt(
                 "kubectl", verb=verb, reason=reason, outcome=outcome, ms=taken * 1000,
                 **({"said": said} if said else {})))
@@ -3644,13 +3642,11 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def strike_out(words: str, passwords: Sequence[str]) -> str:
-    """Return the words without any piece of four or more characters of a password or of its base64 forms.
-
-    The API server quotes objects in some errors, cut anywhere.
-    """
+    """Return the words without any piece of four or more characters of a password or of its base64 forms."""
     forms = [form for password in passwords for form in (
         password, *(base64.b64encode(b"\0" * shift + password.encode()).decode()[2 * shift:]
                     for shift in range(3)))]
+    # The API server quotes objects in some errors, cut anywhere.
     pieces = {form[start:start + 4] for form in forms for start in range(len(form) - 3)}
     for password in filter(None, passwords):
         words = words.replace(password, "***")  # Be it of a form that the server does not make.
