@@ -3865,11 +3865,8 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
 
 def names_before(server_crt: str) -> set[str]:
     """Return the names that the server's certificate had at the last start, as `warn_of_names` kept them."""
-    kept = f"{server_crt}.names"
     with contextlib.suppress(OSError):
-        if os.path.isfile(kept):  # No FIFO, whose writer would be waited for.
-            with open(kept, encoding="utf-8", errors="replace") as file:
-                return set(file.read().splitlines())
+        return set(read_file(f"{server_crt}.names").decode(errors="replace").splitlines())
     return set()
 
 
