@@ -3720,14 +3720,12 @@ def load_tls(files: dict[str, str]) -> Tls:
         raise Refusal(f"--server_key {files['server_key']} is encrypted, and nobody can type its password",
                       f"decrypt it: openssl pkey -in {files['server_key']} -out FILE, and name that file")
     with blaming(f"--server_key {files['server_key']} and --server_crt {files['server_crt']} cannot be used "
-                 "together",
-                 "expected a private key in PEM without a password, and its certificate"):
+                 "together", "expected a private key in PEM without a password, and its certificate"):
         # Without a password function OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files["server_crt"], files["server_key"], password=lambda: "")
         chain = pem(content["server_crt"], "CERTIFICATE")
         begins["server_crt"], expiries["server_crt"] = read_certificate(chain[0])[3:]
-    revoked: set[tuple[bytes, int]] = set()
-    listed: set[bytes] = set()
+    revoked, listed = set[tuple[bytes, int]](), set[bytes]()
     with blaming(f"--crl {crl_file} cannot be used",
                  "name the revocation list of the CA in PEM, as gen_cert.sh makes it"):
         for crl in pem(content["crl"], "X509 CRL") if crl_file else ():
@@ -3797,11 +3795,10 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
     read, awaited = tls, tls.awaited()  # What was read last need not be what is in use.
     while True:
         warn_of_ends(files, tls, read, warned)
-        ordered = True
-        try:
+        ordered = False
+        with contextlib.suppress(queue.Empty):
             server.reloads.get(timeout=RELOAD_SECONDS)
-        except queue.Empty:
-            ordered = False
+            ordered = True
         find_crl(files)
         now = stamps(files)
         if ordered or now != taken and now == before or awaited.keys() - read.awaited().keys():
@@ -3840,7 +3837,7 @@ def find_crl(files: dict[str, str]) -> None:
 def stamps(files: dict[str, str]) -> list[tuple[int, ...]]:
     """Return what shows whether a TLS file has changed; nothing of a file that is not there."""
     found: list[tuple[int, ...]] = []
-    for path in filter(None, files.values()):
+    for path in files.values():
         with contextlib.suppress(OSError):
             stat = os.stat(path)
             found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
@@ -3851,12 +3848,11 @@ def warn_of_ends(files: dict[str, str], tls: Tls, read: Tls, warned: dict[str, f
     """Warn once a day of a file that ends soon or has not begun, and once a minute of one that has ended."""
     for name, expiry in tls.expiries.items():
         left = expiry - time.time()
-        key = name if left > 0 else f"{name} has ended"
-        if left < EXPIRY_WARNING_SECONDS and time.monotonic() > warned.get(key, 0):
-            warned[key] = time.monotonic() + (86400 if left > 0 else REFUSALS_SECONDS)
-            log.log(logging.ERROR if left <= 0 else logging.WARNING, logfmt(
-                "tls", file=files[name], ends=rfc3339(expiry),
-                remedy="renew it: nobody gets in after its end"))
+        level, pause = (logging.WARNING, 86400.0) if left > 0 else (logging.ERROR, REFUSALS_SECONDS)
+        if left < EXPIRY_WARNING_SECONDS and time.monotonic() > warned.get(f"{name} {level}", 0):
+            warned[f"{name} {level}"] = time.monotonic() + pause
+            log.log(level, logfmt("tls", file=files[name], ends=rfc3339(expiry),
+                                  remedy="renew it: nobody gets in after its end"))
     for name, begin in read.awaited().items():
         if time.monotonic() > warned.get(f"{name} begins {begin}", 0):
             warned[f"{name} begins {begin}"] = time.monotonic() + 86400
