@@ -3961,20 +3961,15 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
 
 
 def logfmt(event: str, **fields: object) -> str:
-    """Format an event and key=value pairs, or JSON (LogQueue.json), for the log.
-
-    What is not plain is JSON in either format, lest it forge a line.
-    """
+    """Format an event for the log. What is not plain is JSON in either format, lest it forge a line."""
+    values = {key: round(value, 1) if isinstance(value, float) else value for key, value in fields.items()}
     if LogQueue.json:
-        return json.dumps({"event": event, **{key: round(value, 1) if isinstance(value, float) else value
-                                              for key, value in fields.items()}}, default=str)
-    return " ".join([f"event={event}", *[f"{key}={quoted(value)}" for key, value in fields.items()]])
-
-
-def quoted(value: object) -> str:
-    """Return a value as it stands in a line of key=value pairs."""
-    text = f"{value:.1f}" if isinstance(value, float) else str(value)
-    return text if PLAIN.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
+        return json.dumps({"event": event, **values}, default=str)
+    line = f"event={event}"
+    for key, value in values.items():
+        text = str(value)
+        line += f" {key}=" + (text if PLAIN.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f"))
+    return line
 
 
 class LogQueue(logging.Handler):
