@@ -4037,42 +4037,34 @@ def rfc3339(seconds: float) -> str:
     return time.strftime(SECONDS + "Z", time.gmtime(seconds))
 
 
-class Family(NamedTuple):
-    """A family of metrics: its type, what it tells, and the upper bounds of a histogram's buckets."""
-
-    kind: str
-    help: str
-    buckets: tuple[float, ...] = ()
-
-
+# What each family of metrics tells: a counter if it ends in _total, a histogram in BUCKETS, else a gauge.
 FAMILIES = {
-    "requests_total": Family("counter", "Requests answered."),
-    "request_seconds": Family("histogram", "Time from a request's first byte to its answer.",
-                              (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18)),
-    "handshakes_refused_total": Family("counter", "TLS handshakes refused."),
-    "kubectl_seconds": Family("histogram", "Time that a kubectl ran.",
-                              (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75)),
-    "creations_grouped": Family("histogram", "Users and spares whose objects one kubectl created.",
-                                (1, 2, 5, 10, 20, 50)),
-    "databases_swept_total": Family("counter", "Databases deleted because nobody was heard of."),
-    "spares_failed_total": Family("counter", "Spares that could not be made or did not stay ready."),
-    "databases_given_total": Family("counter", "Databases given to users, from what."),
-    "data_source_seconds": Family("histogram",
-                                  "Time from the order of a user's database to its data source, from what.",
-                                  (0.1, 0.2, 0.5, 1, 2, 5, 10, 18)),
-    "connections": Family("gauge", "Open connections."),
-    "databases": Family("gauge", "Databases in the namespace."),
-    "cluster_synchronised": Family(
-        "gauge", "1 while every watch goes well and the template is known to be good, otherwise 0."),
-    "last_beat_write_timestamp_seconds": Family(
-        "gauge", "When heart beats were last written into the cluster, or none was waiting."),
-    "certificate_expiry_timestamp_seconds": Family(
-        "gauge", "When a certificate or the revocation list ends."),
-    "log_lines_dropped_total": Family("counter", "Lines of the log that nobody read in time."),
-    "build_info": Family("gauge", "1; the label tells the version."),
+    "requests_total": "Requests answered.",
+    "request_seconds": "Time from a request's first byte to its answer.",
+    "handshakes_refused_total": "TLS handshakes refused.",
+    "kubectl_seconds": "Time that a kubectl ran.",
+    "creations_grouped": "Users and spares whose objects one kubectl created.",
+    "databases_swept_total": "Databases deleted because nobody was heard of.",
+    "spares_failed_total": "Spares that could not be made or did not stay ready.",
+    "databases_given_total": "Databases given to users, from what.",
+    "data_source_seconds": "Time from the order of a user's database to its data source, from what.",
+    "connections": "Open connections.",
+    "databases": "Databases in the namespace.",
+    "cluster_synchronised":
+        "1 while every watch goes well and the template is known to be good, otherwise 0.",
+    "last_beat_write_timestamp_seconds":
+        "When heart beats were last written into the cluster, or none was waiting.",
+    "certificate_expiry_timestamp_seconds": "When a certificate or the revocation list ends.",
+    "log_lines_dropped_total": "Lines of the log that nobody read in time.",
+    "build_info": "1; the label tells the version.",
 }
-
-
+# A histogram's, by their upper bounds.
+BUCKETS = {
+    "request_seconds": (0.001, 0.005, 0.02, 0.1, 0.5, 2, 5, 10, 18),
+    "kubectl_seconds": (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 75),
+    "creations_grouped": (1, 2, 5, 10, 20, 50),
+    "data_source_seconds": (0.1, 0.2, 0.5, 1, 2, 5, 10, 18),
+}
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[str, dict[Labels, float]]  # By family and labels.
 
@@ -4086,7 +4078,7 @@ class Metrics:
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
-        buckets, key = FAMILIES[family].buckets, tuple(labels.items())
+        buckets, key = BUCKETS.get(family, ()), tuple(labels.items())
         cells = self.values[family].get(key)
         if not cells:
             cells = self.values[family][key] = [0.0] * (len(buckets) + 2 if buckets else 1)
@@ -4101,16 +4093,17 @@ class Metrics:
         def sample(name: str, labels: Labels, value: float) -> None:
             quoted = ",".join(f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in labels)
             lines.append(f"playground_{name}{f'{{{quoted}}}' if quoted else ''} {value:.15g}")
-        for name, family in FAMILIES.items():
-            lines += [f"# HELP playground_{name} {family.help}", f"# TYPE playground_{name} {family.kind}"]
+        for name, tells in FAMILIES.items():
+            kind = "counter" if name.endswith("_total") else "histogram" if name in BUCKETS else "gauge"
+            lines += [f"# HELP playground_{name} {tells}", f"# TYPE playground_{name} {kind}"]
             for labels, value in gauges.get(name, {}).items():
                 sample(name, labels, value)
             for labels, cells in self.values[name].items():
-                if not family.buckets:
+                if name not in BUCKETS:
                     sample(name, labels, cells[0])
                     continue
                 counts = list(itertools.accumulate(cells[:-1]))
-                for bound, count in zip((*map(str, family.buckets), "+Inf"), counts):
+                for bound, count in zip((*map(str, BUCKETS[name]), "+Inf"), counts):
                     sample(f"{name}_bucket", (*labels, ("le", bound)), count)
                 sample(f"{name}_sum", labels, cells[-1])
                 sample(f"{name}_count", labels, counts[-1])
