@@ -4160,9 +4160,10 @@ class Settings(NamedTuple):
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; dashes in the options' names work for underscores. Raises Refusal."""
-    parser = Parser(prog="sqlflow_playground",
-                    description="Give every user of a SQLFlow playground a database in its "
-                    "Kubernetes cluster, over mutual TLS.")
+    parser = Parser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a "
+                    "database in its Kubernetes cluster, over mutual TLS.")
+    seconds = functools.partial(number, float, 1e8, "number of seconds, such as 43200")
+    limit = functools.partial(number, int, float("inf"), "whole number from 0 on")
 
     def option(name: str, default: Any, text: str, shown: str = "", **more: Any) -> None:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
@@ -4205,20 +4206,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def seconds(text: str) -> float:
-    """Read a number of seconds from the command line. Raises ArgumentTypeError."""
+def number(kind: type[float], most: float, wanted: str, text: str) -> float:
+    """Read a number from 0 to the most from the command line. Raises ArgumentTypeError."""
     with contextlib.suppress(ValueError):
-        if 0 <= (value := float(text)) <= 1e8:
+        if 0 <= (value := kind(text)) <= most:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, such as 43200")
-
-
-def limit(text: str) -> int:
-    """Read a number that bounds something from the command line; 0 is no bound. Raises ArgumentTypeError."""
-    with contextlib.suppress(ValueError):
-        if (value := int(text)) >= 0:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    raise argparse.ArgumentTypeError(f"{text!r} is no {wanted}")
 
 
 def find_template(options: argparse.Namespace) -> Template:
@@ -4240,8 +4233,8 @@ def settings_of(options: argparse.Namespace, template: Template) -> Settings:
 
 def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
     """Return the paths of the TLS files by their options' names."""
-    files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")}
-    files = {name: path for name, path in files.items() if path is not None}
+    files = {name: getattr(options, name) for name in ("ca_crt", "server_key", "server_crt", "crl")
+             if getattr(options, name) is not None}
     find_crl(files)
     return files
 
