@@ -4277,39 +4277,30 @@ def find_namespace(options: argparse.Namespace) -> str:
 
 def check(options: argparse.Namespace) -> int:
     """Try all that the server needs, and print a line each with what to do; return 1 if one is wrong."""
-    wrong = 0
+    problems = []
 
     def say(what: str, problem: str = "") -> None:
-        nonlocal wrong
-        wrong += bool(problem)
+        problems.append(problem)
         print(f"WRONG  {what}: {problem}" if problem else f"ok     {what}", flush=True)
 
-    def prepare(function: Callable[[argparse.Namespace], Any]) -> Any:
+    def attempt(step: Callable[[], Any], what: str = "", remedy: str = "") -> Any:
         try:
-            return function(options)
+            result = step()
         except Refusal as refusal:
             say("start", str(refusal))
-            return None
-
-    def ask(*arguments: str, stdin: bytes = b"") -> str:
-        return kubectl(*arguments, reason="check", stdin=stdin).decode().strip()
-
-    def attempt(what: str, *arguments: str, stdin: bytes = b"", remedy: str = "", member: str = "") -> Any:
-        try:
-            answer = ask(*arguments, stdin=stdin)
-            answer = json.loads(answer)[member] if member else answer
         except KubectlError as error:
             words = next(iter(error.words.splitlines()), told(error).message)
             say(what, f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
-            return ""
         except (ValueError, LookupError) as error:
             say(what, f"{NOT_KUBERNETES}: {error}; {remedy}")
-            return ""
-        say(what)
-        return answer
+        else:
+            if what:
+                say(what)
+            return result
+        return None
 
     tls_files = find_tls_files(options)
-    if tls := prepare(lambda _: load_tls(tls_files)):
+    if tls := attempt(lambda: load_tls(tls_files)):
         for name, expiry in tls.expiries.items():
             days = (expiry - time.time()) // 86400
             say(f"{tls_files[name]} " + (f"ends in {days:.0f} days" if days < float("inf") else "has no end"),
@@ -4332,17 +4323,18 @@ def check(options: argparse.Namespace) -> int:
             print(f"-      --port {options.port}: in use, which is right if it is by this server")
         else:
             say("start", str(no_listening(options, error)))
-    prepare(try_ready_file)
-    template: Template | None = prepare(find_template)
-    kubectl: Kubectl = prepare(find_kubectl)
+    attempt(lambda: try_ready_file(options))
+    template = attempt(lambda: find_template(options))
+    kubectl = attempt(lambda: find_kubectl(options))
     if not kubectl:
         return 1
-    if client := attempt("kubectl runs", "version", "--client", "-o", "json", member="clientVersion",
-                         remedy="name the right --kubectl"):
+    ask = functools.partial(kubectl, reason="check")
+    if client := attempt(lambda: json.loads(ask("version", "--client", "-o", "json"))["clientVersion"],
+                         "kubectl runs", "name the right --kubectl"):
         old = (int(client["major"]), int(re.sub(r"\D.*", "", client["minor"]))) < OLDEST_KUBECTL
         say(f"kubectl is {client['gitVersion']}", "install 1.20 or later" if old else "")
-    version = attempt("the cluster answers", "get", "--raw", "/version", member="gitVersion",
-                      remedy="see that kubectl get pods works, or name the --context")
+    version = attempt(lambda: json.loads(ask("get", "--raw", "/version"))["gitVersion"],
+                      "the cluster answers", "see that kubectl get pods works, or name the --context")
     if not version:
         return 1
     say(f"the cluster is Kubernetes {version}")
@@ -4353,18 +4345,18 @@ def check(options: argparse.Namespace) -> int:
         say(f"right to {verb} {name}", "" if review["status"].get("allowed") else
             "grant it, as k8s_templates/playground.yaml does")
     made = template and attempt(
-        f"namespace {kubectl.namespace} takes the objects of {template.path}",
-        "create", "-f", "-", "--dry-run=server", "--validate=true", "-o",
-        "jsonpath={.metadata.creationTimestamp} ",
-        stdin=listed(template.objects_of(**EXAMPLE)))
+        lambda: ask("create", "-f", "-", "--dry-run=server", "--validate=true", "-o",
+                    "jsonpath={.metadata.creationTimestamp} ",
+                    stdin=listed(template.objects_of(**EXAMPLE))).decode().split(),
+        f"namespace {kubectl.namespace} takes the objects of {template.path}")
     if made:
-        off = abs(time.time() - calendar.timegm(time.strptime(made.split()[0], SECONDS + "Z")))
+        off = abs(time.time() - calendar.timegm(time.strptime(made[0], SECONDS + "Z")))
         say("clock", "" if off < 60 else f"it is {off:.0f} s off the cluster's; let NTP set it")
     else:
         print("-      clock: not looked at, since the cluster took nothing that would tell its own")
     for what, kind in (("quota", "resourcequotas"), ("sample data", f"configmaps/{SAMPLE_DATA}")):
         try:
-            found = json.loads(ask("get", kind, "--ignore-not-found", "-o", "json") or "{}")
+            found = json.loads(ask("get", kind, "--ignore-not-found", "-o", "json").strip() or "{}")
         except KubectlError as error:
             print(f"-      {what}: not looked at, which needs the right to get and list "
                   f"{kind.partition('/')[0]} ({error.reason})")
@@ -4381,13 +4373,13 @@ def check(options: argparse.Namespace) -> int:
                 + ", ".join(f"{name} {used.get(name, 0)} of {hard}" for name, hard in limits.items()),
                 f"nothing is left of {', '.join(full)}; raise it, or delete databases" if full else "")
             if template and (room := template.databases_in(limits)) < float("inf"):
-                users = settings_of(options, template).max_databases
+                users = options.max_databases
                 say(f"quota {item['metadata']['name']} has room for {room:.0f} databases, so for "
                     f"{max(room - users, 0):.0f} spares when --max_databases {users} are there",
                     too_small(item, template, settings_of(options, template)))
         if what == "quota" and not found.get("items"):
             say("quota: none")
-    return 1 if wrong else 0
+    return int(any(problems))
 
 
 def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
