@@ -4341,9 +4341,17 @@ def check(options: argparse.Namespace) -> int:
     more = [KINDS[kind][0] for kind in (template.kinds if template else ()) if kind not in ("Secret", "Pod")]
     rights = [(verb, name) for name, verbs in {**RIGHTS, **dict.fromkeys(more, MORE_RIGHTS)}.items()
               for verb in verbs]
-    for (verb, name), review in zip(rights, reviews_of(rights, kubectl, say)):
-        say(f"right to {verb} {name}", "" if review["status"].get("allowed") else
-            "grant it, as k8s_templates/playground.yaml does")
+    reviews = [{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": {
+                    "namespace": kubectl.namespace, "verb": verb, "resource": name.partition(".")[0],
+                    "group": name.partition(".")[2]}}} for verb, name in rights]
+    try:
+        printed = ask("create", "-f", "-", "-o", "json", "--validate=false", stdin=listed(reviews))
+        for (verb, name), review in zip(rights, documents(printed)):
+            say(f"right to {verb} {name}", "" if review["status"].get("allowed") else
+                "grant it, as k8s_templates/playground.yaml does")
+    except KubectlError as error:
+        say("rights", told(error).message)
     made = template and attempt(
         lambda: ask("create", "-f", "-", "--dry-run=server", "--validate=true", "-o",
                     "jsonpath={.metadata.creationTimestamp} ",
@@ -4380,21 +4388,6 @@ def check(options: argparse.Namespace) -> int:
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return int(any(problems))
-
-
-def reviews_of(rights: list[tuple[str, str]], kubectl: Kubectl,
-               say: Callable[..., None]) -> list[dict[str, Any]]:
-    """Ask the API server about rights, in one process (Kubernetes API, SelfSubjectAccessReview)."""
-    reviews = [{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-                "spec": {"resourceAttributes": {
-        "namespace": kubectl.namespace, "verb": verb, "resource": resource.partition(".")[0],
-        "group": resource.partition(".")[2]}}} for verb, resource in rights]
-    try:
-        return list(documents(kubectl("create", "-f", "-", "-o", "json", "--validate=false", reason="check",
-                                      stdin=listed(reviews))))
-    except KubectlError as error:
-        say("rights", told(error).message)
-        return []
 
 
 NO_LIST = "none, so no certificate is revoked"
