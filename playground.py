@@ -4073,18 +4073,15 @@ class Metrics:
     """What has happened since the start, for Prometheus (text format, version 0.0.4); the loop's alone."""
 
     def __init__(self) -> None:
-        # By family and labels: a counter's value; or a histogram's count for each bucket, above, and the sum.
+        # By family and labels: a count for each bucket and above; then the sum, which is all of a counter's.
         self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
-        buckets, key = BUCKETS.get(family, ()), tuple(labels.items())
-        cells = self.values[family].get(key)
-        if not cells:
-            cells = self.values[family][key] = [0.0] * (len(buckets) + 2 if buckets else 1)
+        buckets = BUCKETS.get(family, ())
+        cells = self.values[family].setdefault(tuple(labels.items()), [0.0] * (len(buckets) + 2))
+        cells[bisect.bisect_left(buckets, value)] += 1
         cells[-1] += value
-        if buckets:
-            cells[bisect.bisect_left(buckets, value)] += 1
 
     def text(self, gauges: Samples) -> str:
         """Return all of them, and what the gauges say now, by family and labels."""
@@ -4100,7 +4097,7 @@ class Metrics:
                 sample(name, labels, value)
             for labels, cells in self.values[name].items():
                 if name not in BUCKETS:
-                    sample(name, labels, cells[0])
+                    sample(name, labels, cells[-1])
                     continue
                 counts = list(itertools.accumulate(cells[:-1]))
                 for bound, count in zip((*map(str, BUCKETS[name]), "+Inf"), counts):
