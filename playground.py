@@ -3514,8 +3514,8 @@ def why(words: str) -> str:
 class Kubectl:
     """Runs kubectl on one namespace, for any thread that may wait; only the loop's may not."""
 
-    def __init__(self, path: str, context: str, namespace: str) -> None:
-        self.namespace = namespace
+    def __init__(self, path: str, context: str) -> None:
+        self.namespace = ""  # Until find_kubectl knows it.
         self.command = [path, *([f"--context={context}"] if context else [])]
         # Linux can end a child with its parent, however that ends. setpriv comes with Debian; without
         # it, a watch ends at its next line, and any kubectl at its own time limit.
@@ -4237,24 +4237,16 @@ def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
 
 
 def find_kubectl(options: argparse.Namespace) -> Kubectl:
-    """Return kubectl for the namespace and the context. Raises Refusal."""
+    """Return kubectl for the context and the namespace, which kubectl's own is by default. Raises Refusal."""
     program = shutil.which(options.kubectl)
     if not program:
         raise Refusal(f"--kubectl {options.kubectl} is no program",
                       "install kubectl (https://kubernetes.io/docs/tasks/tools/), or name it")
-    options.kubectl = program
-    return Kubectl(program, options.context, find_namespace(options))
-
-
-def find_namespace(options: argparse.Namespace) -> str:
-    """Return the namespace that kubectl itself would use. Raises Refusal."""
-    inside = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
-    namespace: str = options.namespace
+    kubectl, namespace = Kubectl(program, options.context), options.namespace
     try:
         if not namespace or options.context:  # Which must be there.
-            own = Kubectl(options.kubectl, options.context, "")(
-                "config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}",
-                reason="find the namespace", seconds=5).decode()
+            own = kubectl("config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}",
+                          reason="find the namespace", seconds=5).decode()
             namespace = namespace or own
     except KubectlError as error:
         # There is none in a pod, which is no error.
@@ -4262,14 +4254,14 @@ def find_namespace(options: argparse.Namespace) -> str:
             words = " ".join(error.words.split()) or error.reason
             raise Refusal(f"kubectl config view failed ({words})", "see that it works with this KUBECONFIG "
                           "and --context and with --kubectl's program, or give --namespace") from error
+    inside = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
     if not namespace and os.path.exists(inside):
-        with open(inside, encoding="utf-8") as file:
-            namespace = file.read().strip()
-    namespace = namespace or "default"
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", namespace):
-        raise Refusal(f"--namespace {namespace!r} is no namespace",
+        namespace = read_file(inside).decode().strip()
+    kubectl.namespace = namespace or "default"
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", kubectl.namespace):
+        raise Refusal(f"--namespace {kubectl.namespace!r} is no namespace",
                       "expected up to 63 lower-case letters, digits and dashes")
-    return namespace
+    return kubectl
 
 
 def check(options: argparse.Namespace) -> int:
