@@ -3575,8 +3575,7 @@ class Kubectl:
                 except subprocess.TimeoutExpired:
                     outcome = "timeout"
                 finally:
-                    with self.lock:
-                        kill(process)
+                    kill(process)
                     process.wait()
                     with self.lock:
                         del self.running[process.pid]
