@@ -3784,11 +3784,7 @@ def names_shown(context: ssl.SSLContext, ca_crt: str, chain: list[bytes]) -> tup
 
 
 def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
-    """Read the TLS files when they change, their time comes or SIGHUP does, as a thread; warn of their ends.
-
-    Files that cannot be used leave everything as it was. So do a CA and a server's certificate whose time has
-    not come, but for what is newly revoked.
-    """
+    """Read the TLS files when they change, their time comes or SIGHUP does, as a thread; warn of ends."""
     files, warned = server.tls_files, dict[str, float]()
     taken = before = server.tls_stamps
     read, awaited = tls, tls.awaited()  # What was read last need not be what is in use.
@@ -3805,6 +3801,7 @@ def watch_tls_files(server: Server, tls: Tls) -> NoReturn:
             try:
                 read, names = load_tls(files), set(tls.names)
                 awaited = read.awaited()
+                # A CA and a server's certificate whose time has not come change only what is newly revoked.
                 revoked = read.revoked | tls.revoked if awaited else read.revoked
                 kept = awaited.keys() - {"crl"} and not tls.lets_nobody_in()
                 if (new := (tls if kept else read)._replace(revoked=revoked)) != tls:
@@ -3866,13 +3863,10 @@ def names_before(server_crt: str) -> set[str]:
 
 
 def warn_of_names(server_crt: str, before: set[str], names: set[str]) -> None:
-    """Warn of names that a server's certificate has no longer; keep those it has for the next start.
-
-    They are kept beside it. Where that cannot be written (a Secret's volume), a start knows none of before.
-    """
+    """Warn of names that a server's certificate has no longer; keep those it has for the next start."""
     if lost := before - names:
         log.warning(logfmt("tls", file=server_crt, lacks=",".join(sorted(lost)), remedy=LACKING))
-    kept = f"{server_crt}.names"
+    kept = f"{server_crt}.names"  # Where it cannot be written (a Secret's), a start knows none of before.
     if names != names_before(server_crt) and (os.path.isfile(kept) or not os.path.exists(kept)):
         with contextlib.suppress(OSError), open(kept, "w", encoding="utf-8") as file:
             file.write("\n".join(sorted(names)))
