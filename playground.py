@@ -3700,8 +3700,7 @@ def load_tls(files: dict[str, str]) -> Tls:
     context.verify_flags |= PARTIAL_CHAIN
     # A resumed session would not look at the certificate again. TLS 1.2's can all the same: OpenSSL keeps
     # them with the context, Python cannot tell it not to, and Server.admit looks.
-    context.options |= (ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-                        | ssl.OP_NO_RENEGOTIATION)
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     begins, expiries = {}, {}
     with blaming(f"--ca_crt {files['ca_crt']} holds no certificate that can be used",
