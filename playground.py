@@ -3670,8 +3670,7 @@ class Tls(NamedTuple):
     begins: dict[str, float]  # By file; seconds since 1970.
     expiries: dict[str, float]
     names: tuple[str, ...]  # Of the server, as clients see them.
-    # CAs whose clients nobody lets in, since another CA has a list and they have none.
-    unlisted: tuple[str, ...]
+    unlisted: tuple[str, ...]  # CAs whose clients are kept out: another CA has a list, and they have none.
 
     def awaited(self) -> dict[str, float]:
         """Return when the files whose time has not come begin."""
@@ -4267,6 +4266,9 @@ def check(options: argparse.Namespace) -> int:
     def attempt(step: Callable[[], Any], what: str = "", remedy: str = "") -> Any:
         try:
             result = step()
+            if what:
+                say(what)
+            return result
         except Refusal as refusal:
             say("start", str(refusal))
         except KubectlError as error:
@@ -4274,10 +4276,6 @@ def check(options: argparse.Namespace) -> int:
             say(what, f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
         except (ValueError, LookupError) as error:
             say(what, f"{NOT_KUBERNETES}: {error}; {remedy}")
-        else:
-            if what:
-                say(what)
-            return result
         return None
 
     tls_files = find_tls_files(options)
