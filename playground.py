@@ -3658,6 +3658,13 @@ def strike_out(words: str, passwords: Sequence[str]) -> str:
 # OpenSSL's flags, which ssl does not name in every version: a CA between is one as well, if a file names it;
 PARTIAL_CHAIN = ssl.VerifyFlags(0x80000)
 NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # and only whose it is and for what, not when.
+NO_LIST = "none, so no certificate is revoked"
+UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
+LACKING = "clients who use these names refuse it: renew it with them"
+# What is to be done about a file whose time has not come, and what happens until then.
+FUTURE = dict.fromkeys(("ca_crt", "server_crt"), "see that all clocks are right: until then the one before "
+                       "stays in use, and nobody gets in where there was none")
+FUTURE["crl"] = "see that all clocks are right: what it revokes is shut out already"
 
 
 class Tls(NamedTuple):
@@ -3868,13 +3875,6 @@ def warn_of_names(server_crt: str, before: set[str], names: set[str]) -> None:
     if names != names_before(server_crt) and (os.path.isfile(kept) or not os.path.exists(kept)):
         with contextlib.suppress(OSError), open(kept, "w", encoding="utf-8") as file:
             file.write("\n".join(sorted(names)))
-
-
-LACKING = "clients who use these names refuse it: renew it with them"
-# What is to be done about a file whose time has not come, and what happens until then.
-FUTURE = dict.fromkeys(("ca_crt", "server_crt"), "see that all clocks are right: until then the one before "
-                       "stays in use, and nobody gets in where there was none")
-FUTURE["crl"] = "see that all clocks are right: what it revokes is shut out already"
 
 
 def pem(content: bytes, label: str) -> list[bytes]:
@@ -4367,10 +4367,6 @@ def check(options: argparse.Namespace) -> int:
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return int(any(problems))
-
-
-NO_LIST = "none, so no certificate is revoked"
-UNLISTED = "add its revocation list to --crl: until then none of its clients is let in"
 
 
 def main(arguments: list[str] | None = None) -> int:
