@@ -3408,8 +3408,7 @@ class Template:
             raise ValueError(f"has a value of another form than Kubernetes takes there: {error}") from error
         self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
         # Made for its user: nobody else can be given it, so that there are no spares.
-        self.per_user = self.persistent or not {"slug", "user_id", "client"}.isdisjoint(
-            PLACEHOLDER.findall(text))
+        self.per_user = self.persistent or bool({"slug", "user_id", "client"} & {*PLACEHOLDER.findall(text)})
 
     def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
                    acquired: str = "") -> list[dict[str, Any]]:
