@@ -471,7 +471,7 @@ class Server(http.server.ThreadingHTTPServer):
             table.pop(connection, None)
         if connection in self.strangers:
             self.part(connection)
-        self.cluster.wait(connection.exchange.waits_for, connection, None)
+        self.cluster.wait(connection.waits_for, connection, None)
         if connection in self.clients:
             del self.clients[connection]
             self.held[connection.client] -= 1
@@ -606,8 +606,8 @@ class Connection:
         # What has come of a request, and how much of it holds no end of a head.
         self.buffer, self.searched = b"", 0
         self.head: Request | None = None  # Whose body is awaited.
-        self.request: Request | None = None  # Whose answer is awaited.
-        self.exchange = Exchange()
+        # Whose answer is awaited, its user, and their entry in the cluster's table, by slug.
+        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
         self.unsent = b""
         self.leaving = self.lingers = False  # After what is unsent.
         self.dropped = 0
@@ -739,7 +739,8 @@ class Connection:
                 return self.reject(error)
             if not request:
                 return self.rest()
-            self.serve(request)
+            self.request = request
+            self.ask()
             if self.state != "idle":
                 return None
         self.enter("pausing")
@@ -773,32 +774,24 @@ class Connection:
         else:
             self.listen(selectors.EVENT_READ)
 
-    def serve(self, request: Request) -> None:
-        """Have the API answer a request: now, or once it can."""
-        self.request = request
-        self.exchange = Exchange(request.method, api_name(request.path), request.keep_alive)
-        self.ask()
-
     def call(self, late: bool) -> Said | None:
         """Call the function that the request asks for. Raises ApiError, KubectlError."""
-        assert self.request
         if not self.client:
             raise ApiError(403, NAMELESS)
         function, parameters = route(self.request)
-        self.exchange.user = parameters.get("user_id", "-")
+        self.user = parameters.get("user_id", "-")
         return function(self.server, Asked(self.client, self.started, late), **parameters)
 
     def ask(self, late: bool = False) -> None:
         """Ask the API; if it has no answer yet, again when the user's entry changes, and at the deadline."""
         outcome, cluster = outcome_of(functools.partial(self.call, late)), self.server.cluster
         if outcome:
-            cluster.wait(self.exchange.waits_for, self, None)
+            cluster.wait(self.waits_for, self, None)
             return self.answer(outcome)
         if self.state != "waiting":
-            self.exchange.waits_for = slug(self.exchange.user)
+            self.waits_for = slug(self.user)
             self.enter("waiting", self.started + CREATE_SECONDS)
-            cluster.wait(self.exchange.waits_for, self,
-                         functools.partial(self.take, self.resume, self.ask_if_there))
+            cluster.wait(self.waits_for, self, functools.partial(self.take, self.resume, self.ask_if_there))
         return None
 
     def ask_if_there(self) -> None:
@@ -816,19 +809,20 @@ class Connection:
 
     def answer(self, outcome: Outcome) -> None:
         """Log and count an answer, and send it; a refused heart beat's a moment later."""
-        exchange, self.exchange = self.exchange, Exchange()
-        taken = time.monotonic() - self.started
-        known = exchange.api if exchange.api in API else "-"  # What clients make up is no label.
+        request, user = self.request, self.user
+        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
+        api, taken = api_name(request.path), time.monotonic() - self.started
+        known = api if api in API else "-"  # What clients make up is no label.
         metrics.add("requests_total", api=known, status=str(outcome.status))
         metrics.add("request_seconds", taken, api=known)
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
-            "request", client=self.client or "-", method=exchange.method, api=exchange.api,
-            user=exchange.user, status=outcome.status, ms=taken * 1000,
+            "request", client=self.client or "-", method=request.method, api=api, user=user,
+            status=outcome.status, ms=taken * 1000,
             **(outcome.answer if outcome.status >= 400 and isinstance(outcome.answer, dict) else {})))
-        if exchange.api != "heart_beat" or outcome.status < 400:
-            return self.send(outcome, exchange.keep_alive, exchange.method)
+        if api != "heart_beat" or outcome.status < 400:
+            return self.send(outcome, request.keep_alive, request.method)
         self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
-        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
+        send = functools.partial(self.send, outcome, request.keep_alive, request.method)
         return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS,
                                    lambda: self.take(self.resume, send))
 
@@ -866,7 +860,8 @@ class Connection:
     def reject(self, error: ApiError) -> None:
         """Answer what is no whole request, the last one here; be it HEAD, without a body all the same."""
         match = HTTP_REQUEST.match(self.buffer)
-        self.exchange = Exchange(self.head.method if self.head else match[1].decode() if match else "-")
+        method = self.head.method if self.head else match[1].decode() if match else "-"
+        self.request = NO_REQUEST._replace(method=method)
         self.answer(failed(error))
 
     # -- its end
@@ -993,16 +988,6 @@ STATES = {
 }
 
 
-class Exchange:
-    """What is told of a request in the log, and decides about the connection after its answer."""
-
-    __slots__ = ("api", "keep_alive", "method", "user", "waits_for")
-
-    def __init__(self, method: str = "-", api: str = "-", keep_alive: bool = False) -> None:
-        self.method, self.api, self.keep_alive, self.user = method, api, keep_alive, "-"
-        self.waits_for = ""  # The user's entry in the cluster's table, by slug.
-
-
 def shake_hands(tls: ssl.SSLObject) -> Handshake:
     """Go on with a handshake; return the client's certificate at its end."""
     try:
@@ -1112,6 +1097,9 @@ class Request(NamedTuple):
     keep_alive: bool
     expects: bool  # To be told to send the body (RFC 9110, section 10.1.1).
     body: bytes = b""
+
+
+NO_REQUEST = Request("-", "-", b"", {}, 0, keep_alive=False, expects=False)  # As the log has it.
 
 
 def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
