@@ -389,7 +389,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             crowd = max(self.crowds.values(), key=len)
-            next((one for one in crowd if one.state == "lingering"), next(iter(crowd))).make_room()
+            oldest = next((one for one in crowd if one.state == "lingering"), next(iter(crowd)))
+            oldest.give_up("made room for others")
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -648,8 +649,7 @@ class Connection:
         data = self.socket.recv(READ_BYTES)
         self.handshake_reads += 1
         if not data:
-            self.count_refusal("hung up")
-            return self.close()
+            return self.give_up("hung up")
         self.opening = (self.opening + data)[:len(b"OPTIONS / HTTP/1.1")]
         if self.handshake_reads > MAX_HANDSHAKE_READS:
             return self.refuse("came in too many pieces")
@@ -660,7 +660,7 @@ class Connection:
     def take_up(self, outcome: Handshake) -> None:
         """Go on with what a handshake came to: wait for more of it, refuse it, or learn who the client is."""
         if time.monotonic() >= self.deadline:
-            return self.time_out()
+            return self.give_up("timed out")
         if isinstance(outcome, ssl.SSLWantReadError):
             if not self.flush():
                 raise ConnectionError("does not read")  # A new connection's buffers hold all that is said.
@@ -678,15 +678,10 @@ class Connection:
         self.enter("idle")
         return self.advance()  # A first request may have come with the handshake's end.
 
-    def time_out(self) -> None:
-        """End a handshake that takes too long."""
-        self.count_refusal("timed out")
-        self.close()
-
-    def make_room(self) -> None:
-        """End a stranger's connection for another's sake."""
+    def give_up(self, reason: str) -> None:
+        """End a stranger's connection without a word; one that was refused is counted already."""
         if self.state != "lingering":
-            self.count_refusal("made room for others")
+            self.count_refusal(reason)
         self.close()
 
     def refuse(self, reason: str) -> None:
@@ -968,7 +963,7 @@ class State(NamedTuple):
 
 READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
 STATES = {
-    "handshake": State(READ, 0, Connection.shake, Connection.time_out),
+    "handshake": State(READ, 0, Connection.shake, lambda connection: connection.give_up("timed out")),
     # With one of the threads, or in their queue; take_up looks at the deadline.
     "computing": State(NOTHING, 0, Connection.take_up, None),
     # Nothing of a request is here. A client's only state that may be ended for others' sake.
