@@ -280,9 +280,7 @@ class Server(http.server.ThreadingHTTPServer):
         # How often it has changed who is let in. A connection of an older generation may be anybody's.
         self.generation = 0
         # In the order of arrival, and of coming to rest: the first is the oldest.
-        self.strangers: dict[Connection, None] = {}
-        # Of these, by network.
-        self.crowds: dict[str, dict[Connection, None]] = collections.defaultdict(dict)
+        self.strangers: dict[Connection, str] = {}  # With their networks.
         self.clients: dict[Connection, None] = {}
         self.idle: dict[Connection, None] = {}
         self.held: collections.Counter[str] = collections.Counter()  # Connections by client.
@@ -388,8 +386,9 @@ class Server(http.server.ThreadingHTTPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
-            crowd = max(self.crowds.values(), key=len)
-            oldest = next((one for one in crowd if one.state == "lingering"), next(iter(crowd)))
+            [(largest, _)] = collections.Counter(self.strangers.values()).most_common(1)
+            crowd = [one for one, network in self.strangers.items() if network == largest]
+            oldest = next((one for one in crowd if one.state == "lingering"), crowd[0])
             oldest.give_up("made room for others")
         return True
 
@@ -401,10 +400,6 @@ class Server(http.server.ThreadingHTTPServer):
         """Log what serving a connection did not expect."""
         log.error(logfmt("connection", outcome="failed", address=client_address[0],
                          error=traceback.format_exc()))
-
-    def meet(self, stranger: Connection) -> None:
-        """Count a connection as a stranger's."""
-        self.strangers[stranger] = self.crowds[stranger.network][stranger] = None
 
     # -- it becomes a client's
 
@@ -452,17 +447,10 @@ class Server(http.server.ThreadingHTTPServer):
                 return False
             longest_idle.take(longest_idle.leave)
         connection.client, connection.serial, connection.ends = client, (issuer, serial), ends
-        self.part(connection)
+        del self.strangers[connection]
         self.clients[connection] = None
         self.held[client] += 1
         return True
-
-    def part(self, stranger: Connection) -> None:
-        """Count a connection as a stranger's no longer."""
-        crowd = self.crowds[stranger.network]
-        del self.strangers[stranger], crowd[stranger]
-        if not crowd:
-            del self.crowds[stranger.network]
 
     # -- it ends
 
@@ -470,8 +458,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Take a connection out of every table."""
         for table in (self.idle, self.to_compute):
             table.pop(connection, None)
-        if connection in self.strangers:
-            self.part(connection)
+        self.strangers.pop(connection, None)
         self.cluster.wait(connection.waits_for, connection, None)
         if connection in self.clients:
             del self.clients[connection]
@@ -616,7 +603,7 @@ class Connection:
         self.state = "handshake"
         self.deadline = time.monotonic() + HANDSHAKE_SECONDS
         self.set_alarm(self.deadline)
-        server.meet(self)
+        server.strangers[self] = self.network
         self.enter("handshake")
 
     def hear(self, events: int) -> None:
