@@ -132,9 +132,6 @@ MAX_HANDSHAKE_READS = 50
 # Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some
 # 0.3 ms for each of a handshake's two steps: the loop goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
-# With the threads or in their queue; the others can still make room. With four, the threads waited for the
-# loop, and a tenth fewer handshakes were made.
-QUEUED_HANDSHAKES = 16
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the new one
 # gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request.
 MAX_CONNECTIONS = 1000
@@ -254,6 +251,7 @@ LAST_BEATS_SECONDS = 5.0
 # ---- The server: its loop, and who is in --------------------------------------------------------------
 
 Step = Callable[[], object]
+Job = tuple[Callable[[], Any], Callable[[Any], object]]  # What a thread does; what the loop does then.
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -284,9 +282,6 @@ class Server(http.server.ThreadingHTTPServer):
         self.clients: dict[Connection, None] = {}
         self.idle: dict[Connection, None] = {}
         self.held: collections.Counter[str] = collections.Counter()  # Connections by client.
-        self.to_compute: dict[Connection, None] = {}  # Whose handshakes wait for a thread,
-        self.computing = 0  # and how many are with one.
-        self.handshakes: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.refusals = Refusals("handshake", "refused", "address")
         self.failures = Refusals("connection", "broken", "client")
         self.reloads: queue.SimpleQueue[None] = queue.SimpleQueue()  # Of the TLS files, ordered by SIGHUP.
@@ -294,7 +289,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.order = itertools.count()  # Of two timers of one moment the older one is first.
         self.posted: collections.deque[Step] = collections.deque()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.work: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], object]]] = queue.SimpleQueue()
+        self.handshakes: queue.SimpleQueue[Job] = queue.SimpleQueue()  # No kubectl holds them up.
+        self.work: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.ticked_at = time.monotonic()
         super().__init__(address, Connection)  # type: ignore[arg-type]
         self.selector = selectors.DefaultSelector()  # With each file, the step that it makes due.
@@ -314,8 +310,10 @@ class Server(http.server.ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Take the steps that are due, until told to stop and all is answered, or STOP_SECONDS after."""
-        for job in (*[self.compute_handshakes] * HANDSHAKE_THREADS, *[self.do_work] * WORK_THREADS):
-            threading.Thread(target=job, name=job.__name__, daemon=True).start()
+        for name, jobs, threads in (("handshakes", self.handshakes, HANDSHAKE_THREADS),
+                                    ("work", self.work, WORK_THREADS)):
+            for _ in range(threads):
+                threading.Thread(target=self.do, args=(jobs,), name=name, daemon=True).start()
         self.attempt(self.keep_house)
         while not self.is_done():
             pause = max(self.timers[0][0] - time.monotonic(), 0) if self.timers else None
@@ -403,31 +401,6 @@ class Server(http.server.ThreadingHTTPServer):
 
     # -- it becomes a client's
 
-    def compute(self, connection: Connection) -> None:
-        """Have a thread go on with a handshake; it posts to Connection.take_up what came of it."""
-        self.to_compute[connection] = None
-        self.hand_out()
-
-    def hand_out(self) -> None:
-        """Keep the threads busy, with a queue so short that few in it can have made room meanwhile."""
-        while self.to_compute and self.computing < QUEUED_HANDSHAKES:
-            connection = next(iter(self.to_compute))
-            del self.to_compute[connection]
-            self.computing += 1
-            self.handshakes.put(connection)
-
-    def compute_handshakes(self) -> NoReturn:
-        """Compute handshakes, as a thread; of a connection it uses nothing but the TLS in memory."""
-        while True:
-            connection = self.handshakes.get()
-            self.post(functools.partial(self.take_computed, connection, shake_hands(connection.tls)))
-
-    def take_computed(self, connection: Connection, outcome: Handshake) -> None:
-        """Go on with a connection whose handshake was computed."""
-        self.computing -= 1
-        self.hand_out()
-        connection.take(connection.take_up, outcome)
-
     def admit(self, connection: Connection, client: str) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
         issuer, serial, _, _, ends = read_certificate(connection.tls.getpeercert(True) or b"")
@@ -456,8 +429,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def forget(self, connection: Connection) -> None:
         """Take a connection out of every table."""
-        for table in (self.idle, self.to_compute):
-            table.pop(connection, None)
+        self.idle.pop(connection, None)
         self.strangers.pop(connection, None)
         self.cluster.wait(connection.waits_for, connection, None)
         if connection in self.clients:
@@ -523,10 +495,10 @@ class Server(http.server.ThreadingHTTPServer):
         """Have a thread do what takes its time, and then the loop a step with what came of it."""
         self.work.put((work, then))
 
-    def do_work(self) -> NoReturn:
+    def do(self, jobs: queue.SimpleQueue[Job]) -> NoReturn:
         """Do what takes its time, as a thread; what was not foreseen is a KubectlError."""
         while True:
-            work, then = self.work.get()
+            work, then = jobs.get()
             try:
                 result = work()
             except KubectlError as error:
@@ -642,7 +614,19 @@ class Connection:
             return self.refuse("came in too many pieces")
         self.incoming.write(data)
         self.enter("computing")
-        return self.server.compute(self)
+        return self.server.handshakes.put((self.compute, functools.partial(self.take, self.take_up)))
+
+    def compute(self) -> Handshake:
+        """Go on with a handshake, as a thread; return the client's certificate at its end.
+
+        It uses nothing but the TLS in memory, and is spared a connection that made room meanwhile.
+        """
+        try:
+            if self.state == "computing":
+                self.tls.do_handshake()
+            return self.tls.getpeercert() or {}
+        except Exception as error:
+            return error
 
     def take_up(self, outcome: Handshake) -> None:
         """Go on with what a handshake came to: wait for more of it, refuse it, or learn who the client is."""
@@ -968,15 +952,6 @@ STATES = {
     "lingering": State(READ, LINGER_SECONDS, Connection.drop, Connection.close),
     "closed": State(NOTHING, 0, Connection.close, None),
 }
-
-
-def shake_hands(tls: ssl.SSLObject) -> Handshake:
-    """Go on with a handshake; return the client's certificate at its end."""
-    try:
-        tls.do_handshake()
-        return tls.getpeercert() or {}
-    except Exception as error:
-        return error
 
 
 def network(address: str) -> str:
