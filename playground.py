@@ -304,6 +304,7 @@ class Server(http.server.ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without looking up our own name in DNS, as HTTPServer would."""
         socketserver.TCPServer.server_bind(self)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # Each connection inherits it.
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     # -- the loop
@@ -373,12 +374,7 @@ class Server(http.server.ThreadingHTTPServer):
                 # It stays in the backlog: accepting at once again would spin.
                 self.selector.unregister(self.socket)
             raise
-        try:
-            request.setblocking(False)
-            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except OSError:
-            request.close()
-            raise
+        request.setblocking(False)
         return request, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
