@@ -279,9 +279,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.generation = 0
         # In the order of arrival, and of coming to rest: the first is the oldest.
         self.strangers: dict[Connection, str] = {}  # With their networks.
-        self.clients: dict[Connection, None] = {}
+        self.clients: dict[Connection, str] = {}  # With their names.
         self.idle: dict[Connection, None] = {}
-        self.held: collections.Counter[str] = collections.Counter()  # Connections by client.
         self.refusals = Refusals("handshake", "refused", "address")
         self.failures = Refusals("connection", "broken", "client")
         self.reloads: queue.SimpleQueue[None] = queue.SimpleQueue()  # Of the TLS files, ordered by SIGHUP.
@@ -409,7 +408,7 @@ class Server(http.server.ThreadingHTTPServer):
         if ends < time.time() or self.tls.listed and issuer not in self.tls.listed:
             raise ValueError("the certificate is no longer good, or of a CA without a list")
         # A client at its own limit makes room among its own, which is room for all.
-        crowded = 0 < self.max_connections_per_client <= self.held[client]
+        crowded = 0 < self.max_connections_per_client <= list(self.clients.values()).count(client)
         if crowded or len(self.clients) >= MAX_CONNECTIONS:
             longest_idle = next((other for other in self.idle if not crowded or other.client == client), None)
             if not longest_idle:
@@ -417,8 +416,7 @@ class Server(http.server.ThreadingHTTPServer):
             longest_idle.take(longest_idle.leave)
         connection.client, connection.serial, connection.ends = client, (issuer, serial), ends
         del self.strangers[connection]
-        self.clients[connection] = None
-        self.held[client] += 1
+        self.clients[connection] = client
         return True
 
     # -- it ends
@@ -427,12 +425,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Take a connection out of every table."""
         self.idle.pop(connection, None)
         self.strangers.pop(connection, None)
+        self.clients.pop(connection, None)
         self.cluster.wait(connection.waits_for, connection, None)
-        if connection in self.clients:
-            del self.clients[connection]
-            self.held[connection.client] -= 1
-            if not self.held[connection.client]:
-                del self.held[connection.client]
 
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
