@@ -562,11 +562,9 @@ class Connection:
         self.leaving = self.lingers = False  # After what is unsent.
         self.dropped = 0
         self.listens = 0  # For which of the selector's events.
-        self.state = "handshake"
-        self.deadline = time.monotonic() + HANDSHAKE_SECONDS
-        self.set_alarm(self.deadline)
+        self.alarm = float("inf")  # When one rings; there are others after it, which then do nothing.
         server.strangers[self] = self.network
-        self.enter("handshake")
+        self.enter("handshake", time.monotonic() + HANDSHAKE_SECONDS)
 
     def hear(self, events: int) -> None:
         """Do something about bytes that have come, or that can go."""
@@ -863,7 +861,7 @@ class Connection:
         self.server.idle.pop(self, None)
         if name == "idle":
             self.server.idle[self] = None
-        if state.seconds:
+        if deadline or state.seconds:
             self.deadline = deadline or time.monotonic() + state.seconds
             if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
                 self.set_alarm(self.deadline)
@@ -894,12 +892,12 @@ class Connection:
 
     def ring(self) -> None:
         """Do what the state wants at its deadline, if that has come."""
-        now = time.monotonic()
-        if self.state == "closed" or now < self.alarm:
+        now, late = time.monotonic(), STATES[self.state].late
+        if now < self.alarm:
             return  # The alarm was set anew for an earlier moment, and has rung.
         self.alarm = float("inf")
-        if now >= self.deadline and STATES[self.state].late:
-            self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
+        if late and now >= self.deadline:
+            self.take(late, self)
         if self.state != "closed" and self.alarm == float("inf"):
             self.set_alarm(self.deadline if self.deadline > now else now + LINGER_SECONDS)
 
