@@ -989,11 +989,11 @@ class Refusals:
             self.told.clear()
             self.ends = time.monotonic() + REFUSALS_SECONDS
             self.tell(REFUSAL_LINES)
-            rest: collections.Counter[str] = collections.Counter()
+            rest: collections.Counter[tuple[str, str]] = collections.Counter()
             for (_, reason), count in self.counts.items():
-                rest[reason] += count
-            self.counts = collections.Counter({("others", reason): count for reason, count in rest.items()})
-            self.tell(len(self.counts))
+                rest["others", reason] += count
+            self.counts = rest
+            self.tell(len(rest))
             self.told.clear()
         else:
             self.tell(REFUSAL_LINES - len(self.told))
