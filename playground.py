@@ -90,25 +90,18 @@ MAX_REQUEST_LINE_BYTES = 8 * 1024
 # Request line and header fields together; 431 beyond it. curl sends about 150 bytes, browsers and
 # proxies seldom more than 4 KiB. Does not bound the body.
 MAX_HEAD_BYTES = 16 * 1024
-# Header fields; 431 beyond it. Half of what Apache allows.
-MAX_HEADER_FIELDS = 50
-# The body; 413 beyond it. A user id is at most 64 characters, 768 bytes as JSON escapes.
-MAX_BODY_BYTES = 16 * 1024
+MAX_HEADER_FIELDS = 50  # 431 beyond it. Half of what Apache allows.
+MAX_BODY_BYTES = 16 * 1024  # 413 beyond it. A user id is at most 64 characters, 768 bytes as JSON escapes.
 # The line before a chunk, or all trailer fields behind the last; 400 beyond it. A size takes 4 characters,
 # and no client is known to send extensions. Does not bound the number of chunks; each has a byte of the body.
 MAX_CHUNK_LINE_BYTES = 256
-# Characters of a user id after normalisation; 400 beyond it.
-MAX_USER_ID_CHARACTERS = 64
+MAX_USER_ID_CHARACTERS = 64  # After normalisation; 400 beyond it.
 
 # The whole TLS handshake, the whole request head from its first byte, the whole body, the whole answer: the
 # connection ends beyond each, after a 408 where one can be heard. A slow mobile link needs 2 s; whoever
 # sends a byte a second gets no more than these.
-HANDSHAKE_SECONDS = 10.0
-HEAD_SECONDS = 10.0
-BODY_SECONDS = 10.0
-ANSWER_SECONDS = 10.0
-# A kept connection without a request; it is closed beyond it. As long as nginx keeps them.
-IDLE_SECONDS = 75.0
+HANDSHAKE_SECONDS = HEAD_SECONDS = BODY_SECONDS = ANSWER_SECONDS = 10.0
+IDLE_SECONDS = 75.0  # A kept connection without a request; it is closed beyond it. As nginx has it.
 # What a refused client may still be sending is read and dropped up to these, so that it sees the alert or
 # the answer instead of a reset connection; then the connection ends all the same.
 LINGER_SECONDS = 1.0
@@ -117,8 +110,7 @@ LINGER_BYTES = 1024 * 1024
 # Taken from the network at once, of one connection; the rest waits until the others had their turn. A
 # certificate and a request fit. Filled with the smallest records there are, it is 3 ms of work.
 READ_BYTES = 8 * 1024
-# Requests of one connection answered at once, of those that it sent ahead: some 2 ms. As for READ_BYTES.
-REQUESTS_A_TURN = 16
+REQUESTS_A_TURN = 16  # Answered at once, of those that one connection sent ahead; likewise: some 2 ms.
 
 # Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
 # one customer of a provider has) that holds most of them makes room, first one that was refused and told so.
@@ -135,9 +127,8 @@ HANDSHAKE_THREADS = 2
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the new one
 # gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request.
 MAX_CONNECTIONS = 1000
-# Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
-# longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a connection
-# for each; four such clients fit.
+# One client's, if --max_connections_per_client does not say otherwise; likewise, but among its own. A front
+# end for a class of 200 may have a connection for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
 # Connections the kernel keeps until the loop accepts them; a class that starts together overflows the
 # standard library's 5. Linux cuts it to net.core.somaxconn.
@@ -154,8 +145,7 @@ RELOAD_SECONDS = 1.0
 # end; the rest is one line a reason.
 REFUSALS_SECONDS = 60.0
 REFUSAL_LINES = 20
-# Addresses or clients and reasons told apart in it, some 300 bytes each; further ones count as "others".
-MAX_REFUSALS = 1000
+MAX_REFUSALS = 1000  # Told apart in it, some 300 bytes each; further ones count as from "others".
 # Before a certificate or the revocation list ends, and nobody gets in: a warning a day.
 EXPIRY_WARNING_SECONDS = 30 * 86400.0
 # Lines of the log that wait to be written, some 200 bytes each; more are dropped and counted. A second of a
@@ -171,13 +161,11 @@ CREATE_SECONDS = 17.5
 # client makes one request a second.
 REFUSED_BEAT_SECONDS = 1.0
 
-# One kubectl; its process group is killed beyond it. Creating a full group takes 2 s.
-KUBECTL_SECONDS = 30.0
-# Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
-# second after 300. The rest go into the next.
+KUBECTL_SECONDS = 30.0  # Its process group is killed beyond it. Creating a full group takes 2 s.
+# Users whose objects go into one kubectl, the rest into the next: three objects each, and kubectl slows down
+# to 50 requests a second after 300.
 GROUP_USERS = 50
-# Users whose leases one group ends, a kubectl each, one after the other; they are answered together.
-GROUP_ENDS = 10
+GROUP_ENDS = 10  # Users whose leases one group ends, a kubectl each in turn; they are answered together.
 # A group leaves when it is full; else when nobody has joined it for the first, or for the second if it has
 # more than one or another runs, and at the latest after the third. So whoever is alone waits least, and a
 # class, which comes within some 0.8 s, needs few kubectls: with spares, the last of 200 was served after 1.7
@@ -192,44 +180,36 @@ WORK_THREADS = 12
 # once write 1,000 in 2.7 s, one after the other 4.0.
 BEATS_PER_KUBECTL = 250
 BEATS_KUBECTLS = 2
-# Idle leases ended in one round, a kubectl each: some 3 s. The rest is the next round's.
-SWEPT_PER_ROUND = 30
-# Users whose beats came before the cluster was known, and are held until then; more are dropped, and
-# beat again. Some 200 bytes each.
+SWEPT_PER_ROUND = 30  # Idle leases ended, a kubectl each: some 3 s. The rest is the next round's.
+# Databases that look like nobody's and are read afresh in one round; likewise.
+SUSPECTS_PER_ROUND = 100
+# Users whose beats came before the cluster was known, and are held until then, some 200 bytes each; more are
+# dropped, and beat again.
 MAX_EARLY_BEATS = 10_000
 # A user's lease and Secret without a Pod that was ever seen: somebody may be at making it. Then it is lost.
 HALF_MADE_SECONDS = 10.0
 # A spare's Secret without its Pod, or a Pod without its Secret: it is removed beyond it. Whoever makes one
 # has KUBECTL_SECONDS.
 HALF_A_SPARE_SECONDS = 60.0
-# Databases that look like nobody's and are read afresh in one round; the rest is the next round's.
-SUSPECTS_PER_ROUND = 100
 # A Service answers so much later than its Pod is ready: kube-proxy was seen to need 3 to 1,003 ms.
 SERVICE_SECONDS = 1.0
 
-# A spare that is starting is given away until it is so old; later it may never get ready.
-YOUNG_SECONDS = 60.0
-# A spare that is not ready by then is removed: an image was pulled in 3 minutes.
-SPARE_SECONDS = 300.0
-# Spares made in one step; two servers that fill at once then make few too many.
-SPARES_AT_ONCE = 10
-# While a user's database starts, spares do not compete with it; for so long.
-EXPECTED_SECONDS = 30.0
-# Spares of another template: an update's old servers still give them. Twice as long each time they come
-# back, up to a week.
+YOUNG_SECONDS = 60.0  # A spare that starts is given away until it is so old; later it may never get ready.
+SPARE_SECONDS = 300.0  # A spare that is not ready by then is removed: an image was pulled in 3 minutes.
+SPARES_AT_ONCE = 10  # Made in one step; two servers that fill at once then make few too many.
+EXPECTED_SECONDS = 30.0  # While a user's database starts, spares do not compete with it; for so long.
+# Spares of another template are removed then, since an update's old servers still give them. Twice as long
+# each time they come back, up to a week.
 OTHERS_SECONDS = 600.0
-# A spare whose removal was refused is not tried again before.
-REFUSED_SECONDS = 60.0
-# After a spare made room for a user none is made for so long.
-NO_SPARES_SECONDS = 600.0
+REFUSED_SECONDS = 60.0  # A spare whose removal was refused is not tried again before.
+NO_SPARES_SECONDS = 600.0  # After a spare made room for a user none is made for so long.
 
 # Objects in a page of a listing, 1 to 4 MB; so many are read, and then taken into the table, at once.
 PAGE_OBJECTS = 500
 # Of these, one step of the loop: 0.3 ms. Whoever reads them, 3 ms, then lets others compute.
 PORTION_OBJECTS = 25
 PORTION_PAUSE_SECONDS = 0.001
-# Steps that others posted, before the connections have their turn again.
-STEP_SECONDS = 0.002
+STEP_SECONDS = 0.002  # Steps that others posted, before the connections have their turn again.
 # Python's threads, when more than one computes, take turns this often. A heart beat waits for some ten turns,
 # one after each call of the system: while three watches read 10,000 databases, 20 ms; with Python's 5 ms, 60.
 SWITCH_SECONDS = 0.0003
