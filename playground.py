@@ -1385,12 +1385,10 @@ def valid_user_id(text: object) -> str:
         return text
     short = isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS
     user_id = unicodedata.normalize("NFC", str(text)) if short else ""
-    # The categories, not isalnum(), which is true for '²'.
-    categories = [unicodedata.category(character) for character in user_id]
-    allowed = (category[0] in "LM" or category == "Nd" or character in "._@-"
-               for category, character in zip(categories, user_id))
-    if (not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not all(allowed)
-            or categories[0][0] != "L" and categories[0] != "Nd"):
+    # By category: isalnum() is true for '²'.
+    kinds = ["." if character in "._@-" else unicodedata.category(character) for character in user_id]
+    allowed = all(kind[0] in ".LM" or kind == "Nd" for kind in kinds)
+    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not allowed or kinds[0][0] in ".M":
         raise ApiError(400, f"user_id is malformed: {USER_ID_RULE}")
     return user_id
 
