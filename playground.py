@@ -1289,10 +1289,8 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
     refuse_web_pages(request)
     name = api_name(request.path)
     if name not in API:
-        shown = json.dumps(request.path[:80])
-        raise ApiError(404, f"there is no {shown} here, but "
-                       + ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
-                       + ": GET / says more")
+        known = ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
+        raise ApiError(404, f"there is no {json.dumps(request.path[:80])} here, but {known}: GET / says more")
     method, function, takes = API[name]
     name = "/" if name == "index" else name
     allowed = [method, "HEAD"] if method == "GET" else [method]
