@@ -247,10 +247,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
                  max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT, ready_file: str = "") -> None:
-        """Listen on (host, port); 0 connections are no limit.
-
-        Raises OSError if the port is in use or not ours to listen on, and Refusal of a TLS file.
-        """
+        """Listen on (host, port); 0 connections are no limit. Raises OSError, and Refusal of a TLS file."""
         self.tls_files, self.tls_stamps = tls_files, stamps(tls_files)  # Before it is read: it may change.
         self.tls, self.cluster = load_tls(tls_files), cluster
         self.max_connections_per_client, self.ready_file = max_connections_per_client, ready_file
@@ -429,14 +426,11 @@ class Server(http.server.ThreadingHTTPServer):
                 open(self.ready_file, "w", encoding="utf-8").close()
 
     def take_files(self, tls: Tls) -> None:
-        """Take new TLS files for new connections. A change of who is let in ends the older ones.
-
-        Those of revoked certificates and idle ones end at once, others with their answer.
-        """
+        """Take new TLS files for new connections. A change of who is let in ends the older ones."""
         changed = (tls.trusted, tls.revoked) != (self.tls.trusted, self.tls.revoked)
         self.tls = tls
         if changed:
-            self.generation += 1
+            self.generation += 1  # So those that are at a request end with its answer, unless revoked.
             for connection in list(self.clients):
                 if connection in self.idle or connection.serial in tls.revoked:
                     connection.take(connection.leave)
@@ -512,7 +506,6 @@ class Server(http.server.ThreadingHTTPServer):
 
 # What one record of TLS holds at most (RFC 8446, section 5.1).
 MAX_RECORD_BYTES = 2 ** 14
-NOT_YET = (BlockingIOError, ssl.SSLWantReadError)
 # The certificate that was shown, or what is wrong or not here yet.
 Handshake = Union[dict[str, Any], Exception]
 
@@ -657,7 +650,7 @@ class Connection:
             if not self.incoming.pending and not self.incoming.write(self.socket.recv(READ_BYTES)):
                 raise ConnectionError("hung up")
             data = self.tls.read(MAX_RECORD_BYTES)
-        except NOT_YET:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return False
         if not data:
             raise ConnectionError("said good-bye")
