@@ -294,8 +294,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.attempt(self.keep_house)
         while not self.is_done():
             pause = max(self.timers[0][0] - time.monotonic(), 0) if self.timers else None
-            for key, events in self.selector.select(pause):
-                key.data(events)
+            for key, _ in self.selector.select(pause):
+                key.data()
             self.service_actions()
         for connection in list(self.clients):
             connection.take(connection.leave)
@@ -335,11 +335,8 @@ class Server(http.server.ThreadingHTTPServer):
     def listen(self) -> None:
         """Accept connections: from the start, and again after descriptors or memory ran out."""
         if not self.stopping() and self.socket not in self.selector.get_map():
-            self.selector.register(self.socket, selectors.EVENT_READ, self.accept)
-
-    def accept(self, events: int) -> None:
-        """Take up one connection, as BaseServer's own loop would; the next one, after others' steps."""
-        self._handle_request_noblock()  # type: ignore[attr-defined]
+            take_one = self._handle_request_noblock  # type: ignore[attr-defined]
+            self.selector.register(self.socket, selectors.EVENT_READ, take_one)  # Others' steps in between.
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept one connection, without a byte read or written."""
@@ -496,7 +493,7 @@ class Server(http.server.ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 self.bell.send(b"\0")
 
-    def hear_bell(self, events: int) -> None:
+    def hear_bell(self) -> None:
         """Wake up for what was posted, or for a signal's handler to run."""
         self.ear.recv(4096)
         self.rung = False
@@ -539,10 +536,10 @@ class Connection:
         server.strangers[self] = self.network
         self.enter("handshake", time.monotonic() + HANDSHAKE_SECONDS)
 
-    def hear(self, events: int) -> None:
+    def hear(self) -> None:
         """Do something about bytes that have come, or that can go."""
         state = STATES[self.state]
-        if not events & state.waits_for:
+        if not self.listens & state.waits_for:
             self.listen(0)  # They are early, and heard of again by the state that waits for them.
         else:
             self.take(state.go_on, self)
