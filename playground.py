@@ -213,9 +213,8 @@ STEP_SECONDS = 0.002  # Steps that others posted, before the connections have th
 # Python's threads, when more than one computes, take turns this often. A heart beat waits for some ten turns,
 # one after each call of the system: while three watches read 10,000 databases, 20 ms; with Python's 5 ms, 60.
 SWITCH_SECONDS = 0.0003
-# One watch; it is started again from where it was beyond it. Starting three kubectls a minute costs 0.3 s
-# of one core. One whose connection has died silently is killed the grace later: for so long the table can
-# be stale.
+# One watch; it is started again from where it was beyond it: three kubectls a minute cost 0.3 s of one core.
+# One whose connection has died silently is killed the grace later: for so long the table can be stale.
 WATCH_SECONDS = 60
 WATCH_GRACE_SECONDS = 15
 # Pauses between failing watches double from the first to the last, a little random so that replicas
@@ -575,12 +574,9 @@ class Connection:
         return self.server.handshakes.put((self.compute, functools.partial(self.take, self.take_up)))
 
     def compute(self) -> Handshake:
-        """Go on with a handshake, as a thread; return the client's certificate at its end.
-
-        It uses nothing but the TLS in memory, and is spared a connection that made room meanwhile.
-        """
+        """Go on with a handshake, as a thread; it uses the TLS in memory alone. Return the certificate."""
         try:
-            if self.state == "computing":
+            if self.state == "computing":  # Else it made room meanwhile.
                 self.tls.do_handshake()
             return self.tls.getpeercert() or {}
         except Exception as error:
@@ -639,10 +635,7 @@ class Connection:
         return self.advance()
 
     def pull(self) -> bool:
-        """Add the next record to the buffer, by one read of the network at most; return whether it was here.
-
-        Raises ConnectionError at the connection's end.
-        """
+        """Add a record to the buffer, with one read at most; return whether one was here. Raises OSError."""
         try:
             if not self.incoming.pending and not self.incoming.write(self.socket.recv(READ_BYTES)):
                 raise ConnectionError("hung up")
@@ -1031,10 +1024,7 @@ def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
 
 
 def parse_head(head: bytes) -> Request:
-    """Parse a request line and header fields without the empty line behind them (RFC 9112, sections 2 to 6).
-
-    Raises ApiError; the connection must then close, for nobody knows where the next request starts.
-    """
+    """Parse a request line and header fields (RFC 9112, sections 2 to 6). Raises ApiError."""
     request_line, *lines = head.split(b"\r\n")
     if len(request_line) > MAX_REQUEST_LINE_BYTES:
         raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
