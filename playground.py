@@ -349,18 +349,14 @@ class Server(http.server.ThreadingHTTPServer):
         request.setblocking(False)
         return request, address
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
+    def process_request(self, request: Any, client_address: Any) -> None:
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
             [(largest, _)] = collections.Counter(self.strangers.values()).most_common(1)
             crowd = [one for one, network in self.strangers.items() if network == largest]
             oldest = next((one for one in crowd if one.state == "lingering"), crowd[0])
             oldest.give_up("made room for others")
-        return True
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Leave the connection to a Connection, which the loop serves."""
-        self.finish_request(request, client_address)
+        self.finish_request(request, client_address)  # Makes a Connection of it.
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what serving a connection did not expect."""
