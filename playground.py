@@ -237,9 +237,7 @@ class Server(http.server.ThreadingHTTPServer):
     """The loop, on which everything about connections happens, one step after the other.
 
     A step is due because a socket has something (the selector), because another thread posted it, or because
-    its time has come (the heap of timers). None waits for anything; what has to be computed or waited for is
-    given to another thread, which posts a step. So no step needs a lock, and none sees another's half-done
-    work.
+    its time has come (the heap of timers). None waits for anything, and none sees another's half-done work.
     """
 
     request_queue_size = LISTEN_BACKLOG
