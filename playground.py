@@ -249,8 +249,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.tls, self.cluster = load_tls(tls_files), cluster
         self.max_connections_per_client, self.ready_file = max_connections_per_client, ready_file
         self.started, self.stop_at, self.was_ready = time.monotonic(), float("inf"), False
-        # How often it has changed who is let in. A connection of an older generation may be anybody's.
-        self.generation = 0
+        self.generation = 0  # Grows when it changes who is let in: an older connection may be anybody's.
         # In the order of arrival, and of coming to rest: the first is the oldest.
         self.strangers: dict[Connection, str] = {}  # With their networks.
         self.clients: dict[Connection, str] = {}  # With their names.
@@ -341,8 +340,7 @@ class Server(http.server.ThreadingHTTPServer):
             request, address = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # It stays in the backlog: accepting at once again would spin.
-                self.selector.unregister(self.socket)
+                self.selector.unregister(self.socket)  # Accepting at once again would spin.
             raise
         request.setblocking(False)
         return request, address
@@ -494,10 +492,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 # ---- A connection ------------------------------------------------------------------------------------
 
-# What one record of TLS holds at most (RFC 8446, section 5.1).
-MAX_RECORD_BYTES = 2 ** 14
-# The certificate that was shown, or what is wrong or not here yet.
-Handshake = Union[dict[str, Any], Exception]
+MAX_RECORD_BYTES = 2 ** 14  # What one record of TLS holds at most (RFC 8446, section 5.1).
+Handshake = Union[dict[str, Any], Exception]  # The certificate shown, or what is wrong or not here yet.
 
 
 class Connection:
@@ -516,8 +512,7 @@ class Connection:
         self.generation = server.generation
         self.client, self.serial, self.ends = "", (b"", 0), float("inf")
         self.handshake_reads, self.opening = 0, b""
-        # What has come of a request, and how much of it holds no end of a head.
-        self.buffer, self.searched = b"", 0
+        self.buffer, self.searched = b"", 0  # What has come, and how much of it holds no end of a head.
         self.head: Request | None = None  # Whose body is awaited.
         # Whose answer is awaited, its user, and their entry in the cluster's table, by slug.
         self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
@@ -1009,8 +1004,7 @@ def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
 
     `searched` is how many bytes are known to hold no end. Raises ApiError as soon as the head is beyond help.
     """
-    # One empty line before a request is to be ignored (section 2.2).
-    start = 2 if buffer.startswith(b"\r\n") else 0
+    start = 2 if buffer.startswith(b"\r\n") else 0  # One empty line is to be ignored (section 2.2).
     end = buffer.find(b"\r\n\r\n", max(searched - 3, start))
     if end < 0 and len(buffer) <= MAX_HEAD_BYTES + start and not BARE.search(buffer, max(searched - 1, 0)):
         return None, buffer
