@@ -506,7 +506,6 @@ class Connection:
 
     def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
         self.socket, self.address, self.server = request, client_address, server
-        self.network = network(client_address[0])
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.generation = server.generation
@@ -521,7 +520,7 @@ class Connection:
         self.dropped = 0
         self.listens = 0  # For which of the selector's events.
         self.alarm = float("inf")  # When one rings; there are others after it, which then do nothing.
-        server.strangers[self] = self.network
+        server.strangers[self] = network(client_address[0])
         self.enter("handshake", time.monotonic() + HANDSHAKE_SECONDS)
 
     def hear(self) -> None:
@@ -610,7 +609,7 @@ class Connection:
     def count_refusal(self, reason: str) -> None:
         """Have a refused handshake counted and logged."""
         metrics.add("handshakes_refused_total", reason=reason)
-        self.server.refusals.add(self.network, reason)
+        self.server.refusals.add(self.server.strangers[self], reason)
 
     # -- a client's requests
 
