@@ -1018,16 +1018,15 @@ def parse_head(head: bytes) -> Request:
     if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
         raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than "
                             f"{MAX_HEADER_FIELDS} header fields")
-    match = REQUEST_LINE.fullmatch(request_line)
-    if not match or BARE.search(head):
+    match, fields = REQUEST_LINE.fullmatch(request_line), [HEADER_FIELD.fullmatch(line) for line in lines]
+    if not match or not all(fields) and BARE.search(head):
         raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, "
                        "lines ended by CR LF")
     method, target = match[1].decode(), match[2]
     if match[3] != b"1":
         raise ApiError(505, "this server speaks HTTP/1.1")
     headers: dict[str, str] = {}
-    for line in lines:
-        field = HEADER_FIELD.fullmatch(line)
+    for field in fields:
         if not field:
             raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space "
                            "before the colon")
