@@ -91,25 +91,18 @@ MAX_REQUEST_LINE_BYTES = 8 * 1024
 # Request line and header fields together; 431 beyond it. curl sends about 150 bytes, browsers and
 # proxies seldom more than 4 KiB. Does not bound the body.
 MAX_HEAD_BYTES = 16 * 1024
-# Header fields; 431 beyond it. Half of what Apache allows.
-MAX_HEADER_FIELDS = 50
-# The body; 413 beyond it. A user id is at most 64 characters, 768 bytes as JSON escapes.
-MAX_BODY_BYTES = 16 * 1024
+MAX_HEADER_FIELDS = 50  # 431 beyond it. Half of what Apache allows.
+MAX_BODY_BYTES = 16 * 1024  # 413 beyond it. A user id is at most 64 characters, 768 bytes as JSON escapes.
 # The line before a chunk, or all trailer fields behind the last; 400 beyond it. A size takes 4 characters,
 # and no client is known to send extensions. Does not bound the number of chunks; each has a byte of the body.
 MAX_CHUNK_LINE_BYTES = 256
-# Characters of a user id after normalisation; 400 beyond it.
-MAX_USER_ID_CHARACTERS = 64
+MAX_USER_ID_CHARACTERS = 64  # After normalisation; 400 beyond it.
 
 # The whole TLS handshake, the whole request head from its first byte, the whole body, the whole answer: the
 # connection ends beyond each, after a 408 where one can be heard. A slow mobile link needs 2 s; whoever
 # sends a byte a second gets no more than these.
-HANDSHAKE_SECONDS = 10.0
-HEAD_SECONDS = 10.0
-BODY_SECONDS = 10.0
-ANSWER_SECONDS = 10.0
-# A kept connection without a request; it is closed beyond it. As long as nginx keeps them.
-IDLE_SECONDS = 75.0
+HANDSHAKE_SECONDS = HEAD_SECONDS = BODY_SECONDS = ANSWER_SECONDS = 10.0
+IDLE_SECONDS = 75.0  # A kept connection without a request; it is closed beyond it. As nginx has it.
 # What a refused client may still be sending is read and dropped up to these, so that it sees the alert or
 # the answer instead of a reset connection; then the connection ends all the same.
 LINGER_SECONDS = 1.0
@@ -118,8 +111,7 @@ LINGER_BYTES = 1024 * 1024
 # Taken from the network at once, of one connection; the rest waits until the others had their turn. A
 # certificate and a request fit. Filled with the smallest records there are, it is 3 ms of work.
 READ_BYTES = 8 * 1024
-# Requests of one connection answered at once, of those that it sent ahead: some 2 ms. As for READ_BYTES.
-REQUESTS_A_TURN = 16
+REQUESTS_A_TURN = 16  # Answered at once, of those that one connection sent ahead; likewise: some 2 ms.
 
 # Connections without a certificate so far; beyond it the oldest one of the address (for IPv6 the /64, which
 # one customer of a provider has) that holds most of them makes room, first one that was refused and told so.
@@ -133,15 +125,11 @@ MAX_HANDSHAKE_READS = 50
 # Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some
 # 0.3 ms for each of a handshake's two steps: the loop goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
-# With the threads or in their queue; the others can still make room. With four, the threads waited for the
-# loop, and a tenth fewer handshakes were made.
-QUEUED_HANDSHAKES = 16
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the new one
 # gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request.
 MAX_CONNECTIONS = 1000
-# Connections of one client, if --max_connections_per_client does not say otherwise; beyond it that client's
-# longest idle one makes room, or its new one gets a 503. A front end for a class of 200 may have a connection
-# for each; four such clients fit.
+# One client's, if --max_connections_per_client does not say otherwise; likewise, but among its own. A front
+# end for a class of 200 may have a connection for each; four such clients fit.
 MAX_CONNECTIONS_PER_CLIENT = 250
 # Connections the kernel keeps until the loop accepts them; a class that starts together overflows the
 # standard library's 5. Linux cuts it to net.core.somaxconn.
@@ -158,8 +146,7 @@ RELOAD_SECONDS = 1.0
 # end; the rest is one line a reason.
 REFUSALS_SECONDS = 60.0
 REFUSAL_LINES = 20
-# Addresses or clients and reasons told apart in it, some 300 bytes each; further ones count as "others".
-MAX_REFUSALS = 1000
+MAX_REFUSALS = 1000  # Told apart in it, some 300 bytes each; further ones count as from "others".
 # Before a certificate or the revocation list ends, and nobody gets in: a warning a day.
 EXPIRY_WARNING_SECONDS = 30 * 86400.0
 # Lines of the log that wait to be written, some 200 bytes each; more are dropped and counted. A second of a
@@ -175,13 +162,11 @@ CREATE_SECONDS = 17.5
 # client makes one request a second.
 REFUSED_BEAT_SECONDS = 1.0
 
-# One kubectl; its process group is killed beyond it. Creating a full group takes 2 s.
-KUBECTL_SECONDS = 30.0
-# Users whose objects go into one kubectl: three objects each, and kubectl slows down to 50 requests a
-# second after 300. The rest go into the next.
+KUBECTL_SECONDS = 30.0  # Its process group is killed beyond it. Creating a full group takes 2 s.
+# Users whose objects go into one kubectl, the rest into the next: three objects each, and kubectl slows down
+# to 50 requests a second after 300.
 GROUP_USERS = 50
-# Users whose leases one group ends, a kubectl each, one after the other; they are answered together.
-GROUP_ENDS = 10
+GROUP_ENDS = 10  # Users whose leases one group ends, a kubectl each in turn; they are answered together.
 # A group leaves when it is full; else when nobody has joined it for the first, or for the second if it has
 # more than one or another runs, and at the latest after the third. So whoever is alone waits least, and a
 # class, which comes within some 0.8 s, needs few kubectls: with spares, the last of 200 was served after 1.7
@@ -196,50 +181,41 @@ WORK_THREADS = 12
 # once write 1,000 in 2.7 s, one after the other 4.0.
 BEATS_PER_KUBECTL = 250
 BEATS_KUBECTLS = 2
-# Idle leases ended in one round, a kubectl each: some 3 s. The rest is the next round's.
-SWEPT_PER_ROUND = 30
-# Users whose beats came before the cluster was known, and are held until then; more are dropped, and
-# beat again. Some 200 bytes each.
+SWEPT_PER_ROUND = 30  # Idle leases ended, a kubectl each: some 3 s. The rest is the next round's.
+# Databases that look like nobody's and are read afresh in one round; likewise.
+SUSPECTS_PER_ROUND = 100
+# Users whose beats came before the cluster was known, and are held until then, some 200 bytes each; more are
+# dropped, and beat again.
 MAX_EARLY_BEATS = 10_000
 # A user's lease and Secret without a Pod that was ever seen: somebody may be at making it. Then it is lost.
 HALF_MADE_SECONDS = 10.0
 # A spare's Secret without its Pod, or a Pod without its Secret: it is removed beyond it. Whoever makes one
 # has KUBECTL_SECONDS.
 HALF_A_SPARE_SECONDS = 60.0
-# Databases that look like nobody's and are read afresh in one round; the rest is the next round's.
-SUSPECTS_PER_ROUND = 100
 # A Service answers so much later than its Pod is ready: kube-proxy was seen to need 3 to 1,003 ms.
 SERVICE_SECONDS = 1.0
 
-# A spare that is starting is given away until it is so old; later it may never get ready.
-YOUNG_SECONDS = 60.0
-# A spare that is not ready by then is removed: an image was pulled in 3 minutes.
-SPARE_SECONDS = 300.0
-# Spares made in one step; two servers that fill at once then make few too many.
-SPARES_AT_ONCE = 10
-# While a user's database starts, spares do not compete with it; for so long.
-EXPECTED_SECONDS = 30.0
-# Spares of another template: an update's old servers still give them. Twice as long each time they come
-# back, up to a week.
+YOUNG_SECONDS = 60.0  # A spare that starts is given away until it is so old; later it may never get ready.
+SPARE_SECONDS = 300.0  # A spare that is not ready by then is removed: an image was pulled in 3 minutes.
+SPARES_AT_ONCE = 10  # Made in one step; two servers that fill at once then make few too many.
+EXPECTED_SECONDS = 30.0  # While a user's database starts, spares do not compete with it; for so long.
+# Spares of another template are removed then, since an update's old servers still give them. Twice as long
+# each time they come back, up to a week.
 OTHERS_SECONDS = 600.0
-# A spare whose removal was refused is not tried again before.
-REFUSED_SECONDS = 60.0
-# After a spare made room for a user none is made for so long.
-NO_SPARES_SECONDS = 600.0
+REFUSED_SECONDS = 60.0  # A spare whose removal was refused is not tried again before.
+NO_SPARES_SECONDS = 600.0  # After a spare made room for a user none is made for so long.
 
 # Objects in a page of a listing, 1 to 4 MB; so many are read, and then taken into the table, at once.
 PAGE_OBJECTS = 500
 # Of these, one step of the loop: 0.3 ms. Whoever reads them, 3 ms, then lets others compute.
 PORTION_OBJECTS = 25
 PORTION_PAUSE_SECONDS = 0.001
-# Steps that others posted, before the connections have their turn again.
-STEP_SECONDS = 0.002
+STEP_SECONDS = 0.002  # Steps that others posted, before the connections have their turn again.
 # Python's threads, when more than one computes, take turns this often. A heart beat waits for some ten turns,
 # one after each call of the system: while three watches read 10,000 databases, 20 ms; with Python's 5 ms, 60.
 SWITCH_SECONDS = 0.0003
-# One watch; it is started again from where it was beyond it. Starting three kubectls a minute costs 0.3 s
-# of one core. One whose connection has died silently is killed the grace later: for so long the table can
-# be stale.
+# One watch; it is started again from where it was beyond it: three kubectls a minute cost 0.3 s of one core.
+# One whose connection has died silently is killed the grace later: for so long the table can be stale.
 WATCH_SECONDS = 60
 WATCH_GRACE_SECONDS = 15
 # Pauses between failing watches double from the first to the last, a little random so that replicas
@@ -255,41 +231,30 @@ LAST_BEATS_SECONDS = 5.0
 # ---- The server: its loop, and who is in --------------------------------------------------------------
 
 Step = Callable[[], object]
+Job = tuple[Callable[[], Any], Callable[[Any], object]]  # What a thread does; what the loop does then.
 
 
 class Server(http.server.ThreadingHTTPServer):
     """The loop, on which everything about connections happens, one step after the other.
 
     A step is due because a socket has something (the selector), because another thread posted it, or because
-    its time has come (the heap of timers). None waits for anything; what has to be computed or waited for is
-    given to another thread, which posts a step. So no step needs a lock, and none sees another's half-done
-    work.
+    its time has come (the heap of timers). None waits for anything, and none sees another's half-done work.
     """
 
     request_queue_size = LISTEN_BACKLOG
 
     def __init__(self, address: tuple[str, int], tls_files: dict[str, str], cluster: Cluster,
                  max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT, ready_file: str = "") -> None:
-        """Listen on (host, port); 0 connections are no limit.
-
-        Raises OSError if the port is in use or not ours to listen on, and Refusal of a TLS file.
-        """
+        """Listen on (host, port); 0 connections are no limit. Raises OSError, and Refusal of a TLS file."""
         self.tls_files, self.tls_stamps = tls_files, stamps(tls_files)  # Before it is read: it may change.
         self.tls, self.cluster = load_tls(tls_files), cluster
         self.max_connections_per_client, self.ready_file = max_connections_per_client, ready_file
         self.started, self.stop_at, self.was_ready = time.monotonic(), float("inf"), False
-        # How often it has changed who is let in. A connection of an older generation may be anybody's.
-        self.generation = 0
+        self.generation = 0  # Grows when it changes who is let in: an older connection may be anybody's.
         # In the order of arrival, and of coming to rest: the first is the oldest.
-        self.strangers: dict[Connection, None] = {}
-        # Of these, by network.
-        self.crowds: dict[str, dict[Connection, None]] = collections.defaultdict(dict)
-        self.clients: dict[Connection, None] = {}
+        self.strangers: dict[Connection, str] = {}  # With their networks.
+        self.clients: dict[Connection, str] = {}  # With their names.
         self.idle: dict[Connection, None] = {}
-        self.held: collections.Counter[str] = collections.Counter()  # Connections by client.
-        self.to_compute: dict[Connection, None] = {}  # Whose handshakes wait for a thread,
-        self.computing = 0  # and how many are with one.
-        self.handshakes: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         self.refusals = Refusals("handshake", "refused", "address")
         self.failures = Refusals("connection", "broken", "client")
         self.reloads: queue.SimpleQueue[None] = queue.SimpleQueue()  # Of the TLS files, ordered by SIGHUP.
@@ -297,7 +262,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.order = itertools.count()  # Of two timers of one moment the older one is first.
         self.posted: collections.deque[Step] = collections.deque()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.work: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], object]]] = queue.SimpleQueue()
+        self.handshakes: queue.SimpleQueue[Job] = queue.SimpleQueue()  # No kubectl holds them up.
+        self.work: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.ticked_at = time.monotonic()
         super().__init__(address, Connection)  # type: ignore[arg-type]
         self.selector = selectors.DefaultSelector()  # With each file, the step that it makes due.
@@ -311,19 +277,22 @@ class Server(http.server.ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without looking up our own name in DNS, as HTTPServer would."""
         socketserver.TCPServer.server_bind(self)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # Each connection inherits it.
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     # -- the loop
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Take the steps that are due, until told to stop and all is answered, or STOP_SECONDS after."""
-        for job in (*[self.compute_handshakes] * HANDSHAKE_THREADS, *[self.do_work] * WORK_THREADS):
-            threading.Thread(target=job, name=job.__name__, daemon=True).start()
+        for name, jobs, threads in (("handshakes", self.handshakes, HANDSHAKE_THREADS),
+                                    ("work", self.work, WORK_THREADS)):
+            for _ in range(threads):
+                threading.Thread(target=self.do, args=(jobs,), name=name, daemon=True).start()
         self.attempt(self.keep_house)
         while not self.is_done():
             pause = max(self.timers[0][0] - time.monotonic(), 0) if self.timers else None
-            for key, events in self.selector.select(pause):
-                key.data(events)
+            for key, _ in self.selector.select(pause):
+                key.data()
             self.service_actions()
         for connection in list(self.clients):
             connection.take(connection.leave)
@@ -363,11 +332,8 @@ class Server(http.server.ThreadingHTTPServer):
     def listen(self) -> None:
         """Accept connections: from the start, and again after descriptors or memory ran out."""
         if not self.stopping() and self.socket not in self.selector.get_map():
-            self.selector.register(self.socket, selectors.EVENT_READ, self.accept)
-
-    def accept(self, events: int) -> None:
-        """Take up one connection, as BaseServer's own loop would; the next one, after others' steps."""
-        self._handle_request_noblock()  # type: ignore[attr-defined]
+            take_one = self._handle_request_noblock  # type: ignore[attr-defined]
+            self.selector.register(self.socket, selectors.EVENT_READ, take_one)  # Others' steps in between.
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept one connection, without a byte read or written."""
@@ -375,22 +341,18 @@ class Server(http.server.ThreadingHTTPServer):
             request, address = self.socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                # It stays in the backlog: accepting at once again would spin.
-                self.selector.unregister(self.socket)
+                self.selector.unregister(self.socket)  # Accepting at once again would spin.
             raise
-        try:
-            request.setblocking(False)
-            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except OSError:
-            request.close()
-            raise
+        request.setblocking(False)
         return request, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
-            crowd = max(self.crowds.values(), key=len)
-            next((one for one in crowd if one.state == "lingering"), next(iter(crowd))).make_room()
+            [(largest, _)] = collections.Counter(self.strangers.values()).most_common(1)
+            crowd = [one for one, network in self.strangers.items() if network == largest]
+            oldest = next((one for one in crowd if one.state == "lingering"), crowd[0])
+            oldest.give_up("made room for others")
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -402,36 +364,7 @@ class Server(http.server.ThreadingHTTPServer):
         log.error(logfmt("connection", outcome="failed", address=client_address[0],
                          error=traceback.format_exc()))
 
-    def meet(self, stranger: Connection) -> None:
-        """Count a connection as a stranger's."""
-        self.strangers[stranger] = self.crowds[stranger.network][stranger] = None
-
     # -- it becomes a client's
-
-    def compute(self, connection: Connection) -> None:
-        """Have a thread go on with a handshake; it posts to Connection.take_up what came of it."""
-        self.to_compute[connection] = None
-        self.hand_out()
-
-    def hand_out(self) -> None:
-        """Keep the threads busy, with a queue so short that few in it can have made room meanwhile."""
-        while self.to_compute and self.computing < QUEUED_HANDSHAKES:
-            connection = next(iter(self.to_compute))
-            del self.to_compute[connection]
-            self.computing += 1
-            self.handshakes.put(connection)
-
-    def compute_handshakes(self) -> NoReturn:
-        """Compute handshakes, as a thread; of a connection it uses nothing but the TLS in memory."""
-        while True:
-            connection = self.handshakes.get()
-            self.post(self.take_computed, connection, shake_hands(connection.tls))
-
-    def take_computed(self, connection: Connection, outcome: Handshake) -> None:
-        """Go on with a connection whose handshake was computed."""
-        self.computing -= 1
-        self.hand_out()
-        connection.take(connection.take_up, outcome)
 
     def admit(self, connection: Connection, client: str) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
@@ -445,39 +378,25 @@ class Server(http.server.ThreadingHTTPServer):
         if ends < time.time() or self.tls.listed and issuer not in self.tls.listed:
             raise ValueError("the certificate is no longer good, or of a CA without a list")
         # A client at its own limit makes room among its own, which is room for all.
-        crowded = 0 < self.max_connections_per_client <= self.held[client]
+        crowded = 0 < self.max_connections_per_client <= list(self.clients.values()).count(client)
         if crowded or len(self.clients) >= MAX_CONNECTIONS:
             longest_idle = next((other for other in self.idle if not crowded or other.client == client), None)
             if not longest_idle:
                 return False
             longest_idle.take(longest_idle.leave)
         connection.client, connection.serial, connection.ends = client, (issuer, serial), ends
-        self.part(connection)
-        self.clients[connection] = None
-        self.held[client] += 1
+        del self.strangers[connection]
+        self.clients[connection] = client
         return True
-
-    def part(self, stranger: Connection) -> None:
-        """Count a connection as a stranger's no longer."""
-        crowd = self.crowds[stranger.network]
-        del self.strangers[stranger], crowd[stranger]
-        if not crowd:
-            del self.crowds[stranger.network]
 
     # -- it ends
 
     def forget(self, connection: Connection) -> None:
         """Take a connection out of every table."""
-        for table in (self.idle, self.to_compute):
-            table.pop(connection, None)
-        if connection in self.strangers:
-            self.part(connection)
-        self.cluster.wait(connection.exchange.waits_for, connection, None)
-        if connection in self.clients:
-            del self.clients[connection]
-            self.held[connection.client] -= 1
-            if not self.held[connection.client]:
-                del self.held[connection.client]
+        self.idle.pop(connection, None)
+        self.strangers.pop(connection, None)
+        self.clients.pop(connection, None)
+        self.cluster.wait(connection.waits_for, connection, None)
 
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
@@ -500,14 +419,11 @@ class Server(http.server.ThreadingHTTPServer):
                 open(self.ready_file, "w", encoding="utf-8").close()
 
     def take_files(self, tls: Tls) -> None:
-        """Take new TLS files for new connections. A change of who is let in ends the older ones.
-
-        Those of revoked certificates and idle ones end at once, others with their answer.
-        """
+        """Take new TLS files for new connections. A change of who is let in ends the older ones."""
         changed = (tls.trusted, tls.revoked) != (self.tls.trusted, self.tls.revoked)
         self.tls = tls
         if changed:
-            self.generation += 1
+            self.generation += 1  # So those that are at a request end with its answer, unless revoked.
             for connection in list(self.clients):
                 if connection in self.idle or connection.serial in tls.revoked:
                     connection.take(connection.leave)
@@ -536,10 +452,10 @@ class Server(http.server.ThreadingHTTPServer):
         """Have a thread do what takes its time, and then the loop a step with what came of it."""
         self.work.put((work, then))
 
-    def do_work(self) -> NoReturn:
+    def do(self, jobs: queue.SimpleQueue[Job]) -> NoReturn:
         """Do what takes its time, as a thread; what was not foreseen is a KubectlError."""
         while True:
-            work, then = self.work.get()
+            work, then = jobs.get()
             try:
                 result = work()
             except KubectlError as error:
@@ -574,7 +490,7 @@ class Server(http.server.ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 self.bell.send(b"\0")
 
-    def hear_bell(self, events: int) -> None:
+    def hear_bell(self) -> None:
         """Wake up for what was posted, or for a signal's handler to run."""
         self.ear.recv(4096)
         self.rung = False
@@ -582,11 +498,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 # ---- A connection ------------------------------------------------------------------------------------
 
-# What one record of TLS holds at most (RFC 8446, section 5.1).
-MAX_RECORD_BYTES = 2 ** 14
-NOT_YET = (BlockingIOError, ssl.SSLWantReadError)
-# The certificate that was shown, or what is wrong or not here yet.
-Handshake = Union[dict[str, Any], Exception]
+MAX_RECORD_BYTES = 2 ** 14  # What one record of TLS holds at most (RFC 8446, section 5.1).
+Handshake = Union[dict[str, Any], Exception]  # The certificate shown, or what is wrong or not here yet.
 
 
 class Connection:
@@ -599,31 +512,27 @@ class Connection:
 
     def __init__(self, request: socket.socket, client_address: Any, server: Server) -> None:
         self.socket, self.address, self.server = request, client_address, server
-        self.network = network(client_address[0])
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = server.tls.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.generation = server.generation
         self.client, self.serial, self.ends = "", (b"", 0), float("inf")
         self.handshake_reads, self.opening = 0, b""
-        # What has come of a request, and how much of it holds no end of a head.
-        self.buffer, self.searched = b"", 0
+        self.buffer, self.searched = b"", 0  # What has come, and how much of it holds no end of a head.
         self.head: Request | None = None  # Whose body is awaited.
-        self.request: Request | None = None  # Whose answer is awaited.
-        self.exchange = Exchange()
+        # Whose answer is awaited, its user, and their entry in the cluster's table, by slug.
+        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
         self.unsent = b""
         self.leaving = self.lingers = False  # After what is unsent.
         self.dropped = 0
         self.listens = 0  # For which of the selector's events.
-        self.state = "handshake"
-        self.deadline = time.monotonic() + HANDSHAKE_SECONDS
-        self.set_alarm(self.deadline)
-        server.meet(self)
-        self.enter("handshake")
+        self.alarm = float("inf")  # When one rings; there are others after it, which then do nothing.
+        server.strangers[self] = network(client_address[0])
+        self.enter("handshake", time.monotonic() + HANDSHAKE_SECONDS)
 
-    def hear(self, events: int) -> None:
+    def hear(self) -> None:
         """Do something about bytes that have come, or that can go."""
         state = STATES[self.state]
-        if not events & state.waits_for:
+        if not self.listens & state.waits_for:
             self.listen(0)  # They are early, and heard of again by the state that waits for them.
         else:
             self.take(state.go_on, self)
@@ -650,19 +559,27 @@ class Connection:
         data = self.socket.recv(READ_BYTES)
         self.handshake_reads += 1
         if not data:
-            self.count_refusal("hung up")
-            return self.close()
+            return self.give_up("hung up")
         self.opening = (self.opening + data)[:len(b"OPTIONS / HTTP/1.1")]
         if self.handshake_reads > MAX_HANDSHAKE_READS:
             return self.refuse("came in too many pieces")
         self.incoming.write(data)
         self.enter("computing")
-        return self.server.compute(self)
+        return self.server.handshakes.put((self.compute, functools.partial(self.take, self.take_up)))
+
+    def compute(self) -> Handshake:
+        """Go on with a handshake, as a thread, with the TLS in memory alone; return the certificate."""
+        try:
+            if self.state == "computing":  # Else it made room meanwhile, and nobody waits for it.
+                self.tls.do_handshake()
+            return self.tls.getpeercert() or {}
+        except Exception as error:
+            return error
 
     def take_up(self, outcome: Handshake) -> None:
         """Go on with what a handshake came to: wait for more of it, refuse it, or learn who the client is."""
         if time.monotonic() >= self.deadline:
-            return self.time_out()
+            return self.give_up("timed out")
         if isinstance(outcome, ssl.SSLWantReadError):
             if not self.flush():
                 raise ConnectionError("does not read")  # A new connection's buffers hold all that is said.
@@ -680,15 +597,10 @@ class Connection:
         self.enter("idle")
         return self.advance()  # A first request may have come with the handshake's end.
 
-    def time_out(self) -> None:
-        """End a handshake that takes too long."""
-        self.count_refusal("timed out")
-        self.close()
-
-    def make_room(self) -> None:
-        """End a stranger's connection for another's sake."""
+    def give_up(self, reason: str) -> None:
+        """End a stranger's connection without a word; one that was refused is counted already."""
         if self.state != "lingering":
-            self.count_refusal("made room for others")
+            self.count_refusal(reason)
         self.close()
 
     def refuse(self, reason: str) -> None:
@@ -703,7 +615,7 @@ class Connection:
     def count_refusal(self, reason: str) -> None:
         """Have a refused handshake counted and logged."""
         metrics.add("handshakes_refused_total", reason=reason)
-        self.server.refusals.add(self.network, reason)
+        self.server.refusals.add(self.server.strangers[self], reason)
 
     # -- a client's requests
 
@@ -717,15 +629,12 @@ class Connection:
         return self.advance()
 
     def pull(self) -> bool:
-        """Add the next record to the buffer, by one read of the network at most; return whether it was here.
-
-        Raises ConnectionError at the connection's end.
-        """
+        """Add a record to the buffer, with one read at most; return whether one was here. Raises OSError."""
         try:
             if not self.incoming.pending and not self.incoming.write(self.socket.recv(READ_BYTES)):
                 raise ConnectionError("hung up")
             data = self.tls.read(MAX_RECORD_BYTES)
-        except NOT_YET:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return False
         if not data:
             raise ConnectionError("said good-bye")
@@ -741,7 +650,8 @@ class Connection:
                 return self.reject(error)
             if not request:
                 return self.rest()
-            self.serve(request)
+            self.request = request
+            self.ask()
             if self.state != "idle":
                 return None
         self.enter("pausing")
@@ -775,32 +685,24 @@ class Connection:
         else:
             self.listen(selectors.EVENT_READ)
 
-    def serve(self, request: Request) -> None:
-        """Have the API answer a request: now, or once it can."""
-        self.request = request
-        self.exchange = Exchange(request.method, api_name(request.path), request.keep_alive)
-        self.ask()
-
     def call(self, late: bool) -> Said | None:
         """Call the function that the request asks for. Raises ApiError, KubectlError."""
-        assert self.request
         if not self.client:
             raise ApiError(403, NAMELESS)
         function, parameters = route(self.request)
-        self.exchange.user = parameters.get("user_id", "-")
+        self.user = parameters.get("user_id", "-")
         return function(self.server, Asked(self.client, self.started, late), **parameters)
 
     def ask(self, late: bool = False) -> None:
         """Ask the API; if it has no answer yet, again when the user's entry changes, and at the deadline."""
         outcome, cluster = outcome_of(functools.partial(self.call, late)), self.server.cluster
         if outcome:
-            cluster.wait(self.exchange.waits_for, self, None)
+            cluster.wait(self.waits_for, self, None)
             return self.answer(outcome)
         if self.state != "waiting":
-            self.exchange.waits_for = slug(self.exchange.user)
+            self.waits_for = slug(self.user)
             self.enter("waiting", self.started + CREATE_SECONDS)
-            cluster.wait(self.exchange.waits_for, self,
-                         functools.partial(self.take, self.resume, self.ask_if_there))
+            cluster.wait(self.waits_for, self, functools.partial(self.take, self.resume, self.ask_if_there))
         return None
 
     def ask_if_there(self) -> None:
@@ -818,19 +720,20 @@ class Connection:
 
     def answer(self, outcome: Outcome) -> None:
         """Log and count an answer, and send it; a refused heart beat's a moment later."""
-        exchange, self.exchange = self.exchange, Exchange()
-        taken = time.monotonic() - self.started
-        known = exchange.api if exchange.api in API else "-"  # What clients make up is no label.
+        request, user = self.request, self.user
+        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
+        api, taken = api_name(request.path), time.monotonic() - self.started
+        known = api if api in API else "-"  # What clients make up is no label.
         metrics.add("requests_total", api=known, status=str(outcome.status))
         metrics.add("request_seconds", taken, api=known)
         log.log(logging.WARNING if outcome.status >= 500 else logging.INFO, logfmt(
-            "request", client=self.client or "-", method=exchange.method, api=exchange.api,
-            user=exchange.user, status=outcome.status, ms=taken * 1000,
+            "request", client=self.client or "-", method=request.method, api=api, user=user,
+            status=outcome.status, ms=taken * 1000,
             **(outcome.answer if outcome.status >= 400 and isinstance(outcome.answer, dict) else {})))
-        if exchange.api != "heart_beat" or outcome.status < 400:
-            return self.send(outcome, exchange.keep_alive, exchange.method)
+        if api != "heart_beat" or outcome.status < 400:
+            return self.send(outcome, request.keep_alive, request.method)
         self.enter("pausing")  # The plug-in repeats at once, for ever, what is not answered 200.
-        send = functools.partial(self.send, outcome, exchange.keep_alive, exchange.method)
+        send = functools.partial(self.send, outcome, request.keep_alive, request.method)
         return self.server.call_at(time.monotonic() + REFUSED_BEAT_SECONDS, self.take, self.resume, send)
 
     def resume(self, step: Step) -> None:
@@ -867,7 +770,8 @@ class Connection:
     def reject(self, error: ApiError) -> None:
         """Answer what is no whole request, the last one here; be it HEAD, without a body all the same."""
         match = HTTP_REQUEST.match(self.buffer)
-        self.exchange = Exchange(self.head.method if self.head else match[1].decode() if match else "-")
+        method = self.head.method if self.head else match[1].decode() if match else "-"
+        self.request = NO_REQUEST._replace(method=method)
         self.answer(failed(error))
 
     # -- its end
@@ -913,7 +817,7 @@ class Connection:
         self.server.idle.pop(self, None)
         if name == "idle":
             self.server.idle[self] = None
-        if state.seconds:
+        if deadline or state.seconds:
             self.deadline = deadline or time.monotonic() + state.seconds
             if self.deadline < self.alarm:  # Else the alarm that is set looks at the deadline when it rings.
                 self.set_alarm(self.deadline)
@@ -944,12 +848,12 @@ class Connection:
 
     def ring(self) -> None:
         """Do what the state wants at its deadline, if that has come."""
-        now = time.monotonic()
-        if self.state == "closed" or now < self.alarm:
+        now, late = time.monotonic(), STATES[self.state].late
+        if now < self.alarm:
             return  # The alarm was set anew for an earlier moment, and has rung.
         self.alarm = float("inf")
-        if now >= self.deadline and STATES[self.state].late:
-            self.take(STATES[self.state].late, self)  # type: ignore[arg-type]
+        if late and now >= self.deadline:
+            self.take(late, self)
         if self.state != "closed" and self.alarm == float("inf"):
             self.set_alarm(self.deadline if self.deadline > now else now + LINGER_SECONDS)
 
@@ -974,7 +878,7 @@ class State(NamedTuple):
 
 READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
 STATES = {
-    "handshake": State(READ, 0, Connection.shake, Connection.time_out),
+    "handshake": State(READ, 0, Connection.shake, lambda connection: connection.give_up("timed out")),
     # With one of the threads, or in their queue; take_up looks at the deadline.
     "computing": State(NOTHING, 0, Connection.take_up, None),
     # Nothing of a request is here. A client's only state that may be ended for others' sake.
@@ -992,25 +896,6 @@ STATES = {
     "lingering": State(READ, LINGER_SECONDS, Connection.drop, Connection.close),
     "closed": State(NOTHING, 0, Connection.close, None),
 }
-
-
-class Exchange:
-    """What is told of a request in the log, and decides about the connection after its answer."""
-
-    __slots__ = ("api", "keep_alive", "method", "user", "waits_for")
-
-    def __init__(self, method: str = "-", api: str = "-", keep_alive: bool = False) -> None:
-        self.method, self.api, self.keep_alive, self.user = method, api, keep_alive, "-"
-        self.waits_for = ""  # The user's entry in the cluster's table, by slug.
-
-
-def shake_hands(tls: ssl.SSLObject) -> Handshake:
-    """Go on with a handshake; return the client's certificate at its end."""
-    try:
-        tls.do_handshake()
-        return tls.getpeercert() or {}
-    except Exception as error:
-        return error
 
 
 def network(address: str) -> str:
@@ -1060,11 +945,11 @@ class Refusals:
             self.told.clear()
             self.ends = time.monotonic() + REFUSALS_SECONDS
             self.tell(REFUSAL_LINES)
-            rest: collections.Counter[str] = collections.Counter()
+            rest: collections.Counter[tuple[str, str]] = collections.Counter()
             for (_, reason), count in self.counts.items():
-                rest[reason] += count
-            self.counts = collections.Counter({("others", reason): count for reason, count in rest.items()})
-            self.tell(len(self.counts))
+                rest["others", reason] += count
+            self.counts = rest
+            self.tell(len(rest))
             self.told.clear()
         else:
             self.tell(REFUSAL_LINES - len(self.told))
@@ -1115,13 +1000,15 @@ class Request(NamedTuple):
     body: bytes = b""
 
 
+NO_REQUEST = Request("-", "-", b"", {}, 0, keep_alive=False, expects=False)  # As the log has it.
+
+
 def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
     """Return the request whose head starts what has come, or None if it has not ended, and the rest.
 
     `searched` is how many bytes are known to hold no end. Raises ApiError as soon as the head is beyond help.
     """
-    # One empty line before a request is to be ignored (section 2.2).
-    start = 2 if buffer.startswith(b"\r\n") else 0
+    start = 2 if buffer.startswith(b"\r\n") else 0  # One empty line is to be ignored (section 2.2).
     end = buffer.find(b"\r\n\r\n", max(searched - 3, start))
     if end < 0 and len(buffer) <= MAX_HEAD_BYTES + start and not BARE.search(buffer, max(searched - 1, 0)):
         return None, buffer
@@ -1129,26 +1016,22 @@ def take_head(buffer: bytes, searched: int = 0) -> tuple[Request | None, bytes]:
 
 
 def parse_head(head: bytes) -> Request:
-    """Parse a request line and header fields without the empty line behind them (RFC 9112, sections 2 to 6).
-
-    Raises ApiError; the connection must then close, for nobody knows where the next request starts.
-    """
+    """Parse a request line and header fields (RFC 9112, sections 2 to 6). Raises ApiError."""
     request_line, *lines = head.split(b"\r\n")
     if len(request_line) > MAX_REQUEST_LINE_BYTES:
         raise ApiError(414, f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes")
     if len(head) > MAX_HEAD_BYTES or len(lines) > MAX_HEADER_FIELDS:
         raise ApiError(431, f"the head is longer than {MAX_HEAD_BYTES} bytes or has more than "
                             f"{MAX_HEADER_FIELDS} header fields")
-    match = REQUEST_LINE.fullmatch(request_line)
-    if not match or BARE.search(head):
+    match, fields = REQUEST_LINE.fullmatch(request_line), [HEADER_FIELD.fullmatch(line) for line in lines]
+    if not match or not all(fields) and BARE.search(head):
         raise ApiError(400, "not an HTTP/1.1 request: expected a line such as GET /api/status HTTP/1.1, "
                        "lines ended by CR LF")
     method, target = match[1].decode(), match[2]
     if match[3] != b"1":
         raise ApiError(505, "this server speaks HTTP/1.1")
     headers: dict[str, str] = {}
-    for line in lines:
-        field = HEADER_FIELD.fullmatch(line)
+    for field in fields:
         if not field:
             raise ApiError(400, "a header field is malformed: expected Name: value, on one line, no space "
                            "before the colon")
@@ -1377,10 +1260,8 @@ def route(request: Request) -> tuple[Callable[..., Said | None], dict[str, str]]
     refuse_web_pages(request)
     name = api_name(request.path)
     if name not in API:
-        shown = json.dumps(request.path[:80])
-        raise ApiError(404, f"there is no {shown} here, but "
-                       + ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
-                       + ": GET / says more")
+        known = ", ".join(f"{one[0]} {path_of(api)}" for api, one in API.items())
+        raise ApiError(404, f"there is no {json.dumps(request.path[:80])} here, but {known}: GET / says more")
     method, function, takes = API[name]
     name = "/" if name == "index" else name
     allowed = [method, "HEAD"] if method == "GET" else [method]
@@ -1473,12 +1354,10 @@ def valid_user_id(text: object) -> str:
         return text
     short = isinstance(text, str) and len(text) <= 4 * MAX_USER_ID_CHARACTERS
     user_id = unicodedata.normalize("NFC", str(text)) if short else ""
-    # The categories, not isalnum(), which is true for '²'.
-    categories = [unicodedata.category(character) for character in user_id]
-    allowed = (category[0] in "LM" or category == "Nd" or character in "._@-"
-               for category, character in zip(categories, user_id))
-    if (not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not all(allowed)
-            or categories[0][0] != "L" and categories[0] != "Nd"):
+    # By category: isalnum() is true for '²'.
+    kinds = ["." if character in "._@-" else unicodedata.category(character) for character in user_id]
+    allowed = all(kind[0] in ".LM" or kind == "Nd" for kind in kinds)
+    if not 0 < len(user_id) <= MAX_USER_ID_CHARACTERS or not allowed or kinds[0][0] in ".M":
         raise ApiError(400, f"user_id is malformed: {USER_ID_RULE}")
     return user_id
 
@@ -3513,8 +3392,8 @@ def why(words: str) -> str:
 class Kubectl:
     """Runs kubectl on one namespace, for any thread that may wait; only the loop's may not."""
 
-    def __init__(self, path: str, context: str) -> None:
-        self.namespace = ""  # Until find_kubectl knows it.
+    def __init__(self, path: str, context: str, namespace: str = "") -> None:
+        self.namespace = namespace  # Empty until it is found out with this very kubectl.
         self.command = [path, *([f"--context={context}"] if context else [])]
         # Linux can end a child with its parent, however that ends. setpriv comes with Debian; without
         # it, a watch ends at its next line, and any kubectl at its own time limit.
@@ -3524,7 +3403,7 @@ class Kubectl:
         self.lock = threading.Lock()
         self.running: dict[int, subprocess.Popen[bytes]] = {}  # By process id.
         self.stopped = False
-        self.lost = False  # The cluster, which has a line of the log of its own: see Cluster.report.
+        self.lost = False  # The cluster, which has a line of the log of its own: see Health.report.
         self.post: Callable[[Step], object] = lambda step: step()  # Server.post, once there is a loop.
 
     def __call__(self, *arguments: str, reason: str, stdin: bytes = b"", seconds: float = KUBECTL_SECONDS,
@@ -3585,7 +3464,7 @@ class Kubectl:
         self.post(lambda: metrics.add("kubectl_seconds", taken, verb=verb, outcome=outcome))
         if not self.stopped:
             expected = outcome in ("ok", "exists", "not found", "conflict", "cut")
-            # Cluster.report tells how it goes with those that observe, and that the cluster is lost.
+            # Health.report tells how it goes with those that observe, and that the cluster is lost.
             told = reason.startswith(("watch ", "list ")) or self.lost and outcome in SILENCE
             log.log(logging.DEBUG if told else logging.INFO if expected else logging.WARNING, logfmt(
                 "kubectl", verb=verb, reason=reason, outcome=outcome, ms=taken * 1000,
