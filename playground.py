@@ -1671,7 +1671,7 @@ class Cluster:
         if standing == "absent" and database:  # On a volume without its lease.
             check_volume(database, client)
             standing = "bare" if database.has_lost_its_password() else standing
-        unsure = (user.foreign or standing in ("lost", "bare", "lacking")
+        unsure = (user.foreign or standing in ("lost", "bare", "lacking") or lease and lease.doomed
                   or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user, wish)  # The watches may be late, one behind the other.
@@ -1681,6 +1681,8 @@ class Cluster:
             self.claim(user)
         elif standing == "kept":
             self.renew(user)
+        elif lease and lease.doomed:
+            self.end(user)
         elif standing == "bare" and database and database.record and database.is_of(user.slug, lease):
             self.put_back(user, database.record)
         elif standing == "bare" and database and is_persistent(database.id):
@@ -1783,12 +1785,12 @@ class Cluster:
         """Return how a user's lease, Secret and Pod stand to each other, as the class' table has it."""
         if not user.lease:
             return "absent"
-        if user.lease.kept:
+        if user.lease.kept and not user.lease.doomed:
             return "kept"
         database = self.database_of(user)
         objects = database.objects if database else {}
         if is_persistent(user.lease.holder):
-            if any(part.gone for kind, part in objects.items() if kind != "Secret"):
+            if user.lease.doomed or any(part.gone for kind, part in objects.items() if kind != "Secret"):
                 return "going"
             if database and database.has_lost_its_password():
                 return "bare"
@@ -1995,16 +1997,17 @@ class Cluster:
         id = user.lease.holder
         order = Order(then or self.gone, id, user)
         name, objects = f"user-{user.slug}", self.databases[id].objects if id in self.databases else {}
-        stays: tuple[str, ...] = ()
-        if is_persistent(id) and then == self.swept:  # The volume stays, its password, and the lease.
-            order.replaces.append(changed(user.lease.item, kept=True))
-            stays = ("PersistentVolumeClaim", "Secret") if "PersistentVolumeClaim" in objects else ()
-        if is_persistent(id):
+        if is_persistent(id):  # Marked first: as it was seen, nobody makes a part of a volume any more.
+            kept = then == self.swept and not user.lease.doomed  # The volume, its password, and the lease.
+            stays = ("PersistentVolumeClaim", "Secret") if kept and "PersistentVolumeClaim" in objects else ()
+            order.replaces.append(changed(user.lease.item, kept="true" if kept else "false"))
             order.deletes += parts_of(id, objects, stays)
-        elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
-            order.ends = self.databases[id].is_of(user.slug, user.lease)
-        if not order.replaces:  # First: without it, as it was seen, nobody makes a part of a volume any more.
-            order.deletes.insert(0, ("Lease", name, user.lease.uid, user.lease.version))
+            # Last: without it somebody might find again what is still to be deleted.
+            order.deletes += [] if kept else [("Lease", name, user.lease.uid, 0)]
+        else:
+            order.deletes.append(("Lease", name, user.lease.uid, user.lease.version))
+            if id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
+                order.ends = self.databases[id].is_of(user.slug, user.lease)
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
@@ -2416,12 +2419,13 @@ class Cluster:
     def is_idle(self, user: User) -> bool:
         """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
         limit, since = self.settings.idle_timeout, max(user.heard_at, self.idle_since)
-        if not limit or not user.lease or user.order or user.slug in self.waiting:
+        if not user.lease or user.order or user.slug in self.waiting:
             return False
         if user.lease.kept:  # Its end was cut short if there is more than the volume.
             objects = self.databases[user.lease.holder].objects if user.lease.holder in self.databases else {}
-            return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
-        return self.clock() - since > limit + 2 * self.spacing()
+            return user.lease.doomed or any(not objects[kind].gone
+                                            for kind in ("Pod", "Service") if kind in objects)
+        return 0 < limit < self.clock() - since - 2 * self.spacing()
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
@@ -2837,7 +2841,8 @@ class Lease(NamedTuple):
     acquired: str  # When it was made or pointed at this database; see ACQUIRED.
     renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
     address: str  # The one that was answered.
-    kept: bool  # Its database has ended but for its volume.
+    kept: bool  # Its database has ended but for its volume,
+    doomed: bool  # or with it, at its owner's wish.
     replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
     text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
 
@@ -3112,8 +3117,8 @@ def seen_of(item: dict[str, Any]) -> Seen:
         return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
                      annotations.get(USER_ID, ""), annotations.get(CLIENT, ""),
                      spec.get("acquireTime") or "", spec.get("renewTime") or "",
-                     annotations.get(ADDRESS, ""), KEPT in annotations, REPLACES in annotations,
-                     json.dumps(bare(item)))
+                     annotations.get(ADDRESS, ""), KEPT in annotations,
+                     annotations.get(KEPT) == "false", REPLACES in annotations, json.dumps(bare(item)))
     if item["kind"] == "Secret":
         password = password_in(item) if PASSWORD.fullmatch(password_in(item)) else ""
         return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
@@ -3137,13 +3142,13 @@ def bare(item: dict[str, Any]) -> dict[str, Any]:
             **{key: item[key] for key in ("spec", "type", "data", "immutable") if key in item}}
 
 
-def changed(lease: dict[str, Any], renewed: str = "", kept: bool = False,
+def changed(lease: dict[str, Any], renewed: str = "", kept: str = "",
             address: str = "") -> dict[str, Any]:
     """Return a lease as it is to be written, by whoever saw its version."""
     metadata, spec = lease["metadata"], lease["spec"]
     annotations = {name: value for name, value in (metadata.get("annotations") or {}).items()
                    if name not in (KEPT, REPLACES if address else KEPT)}
-    annotations.update({**({KEPT: "true"} if kept else {}), **({ADDRESS: address} if address else {})})
+    annotations.update({**({KEPT: kept} if kept else {}), **({ADDRESS: address} if address else {})})
     return {**lease, "metadata": {**metadata, "annotations": annotations},
             "spec": {**spec, "renewTime": renewed or spec.get("renewTime")}}
 
