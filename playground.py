@@ -1593,6 +1593,7 @@ class Cluster:
     bare                  the Secret deleted by hand                               puts it back, else as lost
     kept                  ended but for its volume                                 renews the lease
     lacking, going        parts of a persistent database are not there, or ending  makes them, waits
+    over                  its Pod has ended for good, such as by an eviction       deletes it
     """
 
     def __init__(self, kubectl: Kubectl, template: Template, settings: Settings) -> None:
@@ -1683,6 +1684,8 @@ class Cluster:
             self.renew(user)
         elif lease and lease.doomed:
             self.end(user)
+        elif standing == "over":
+            self.clear(user)
         elif standing == "bare" and database and database.record and database.is_of(user.slug, lease):
             self.put_back(user, database.record)
         elif standing == "bare" and database and is_persistent(database.id):
@@ -1790,10 +1793,13 @@ class Cluster:
         database = self.database_of(user)
         objects = database.objects if database else {}
         if is_persistent(user.lease.holder):
-            if user.lease.doomed or any(part.gone for kind, part in objects.items() if kind != "Secret"):
+            if user.lease.doomed or any(part.gone and not part.over
+                                        for kind, part in objects.items() if kind != "Secret"):
                 return "going"
             if database and database.has_lost_its_password():
                 return "bare"
+            if database and database.pod and database.pod.over:
+                return "over"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
         taken = database and database.secret and database.secret.user
@@ -2010,6 +2016,14 @@ class Cluster:
                 order.ends = self.databases[id].is_of(user.slug, user.lease)
         self.start_order(self.ending, order)
 
+    def clear(self, user: User) -> None:
+        """Order the end of a volume's Pod that has ended for good: its name is wanted for the next one."""
+        assert user.lease
+        database = self.databases[user.lease.holder]
+        order = Order(self.gone, database.id, user)
+        order.deletes += parts_of(database.id, {"Pod": database.pod})
+        self.start_order(self.ending, order)
+
     def rest(self, user: User, client: str) -> Database | None:
         """Return what there is of a user's database though the lease has gone. Raises ApiError."""
         if user.lease:
@@ -2199,7 +2213,8 @@ class Cluster:
                     part = database.objects.get(kind) if database else None
                     if part and part.uid == uid:  # Its watch, if it has one, tells when it is not there.
                         goes = isinstance(part, Part) and kind in self.kinds
-                        self.learn(kind, name, part._replace(gone=True, ready=False) if goes else None)
+                        going = part._replace(gone=True, ready=False, over=False) if goes else None
+                        self.learn(kind, name, going)
                     continue
                 user.gone_at = self.clock()
                 if user.lease and user.lease.uid == uid:
@@ -2405,6 +2420,9 @@ class Cluster:
         standing = self.standing(user)
         if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
             self.give(user, lease.user_id, lease.client)
+            return
+        if standing == "over":
+            self.clear(user)
             return
         if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
             self.claim(user)
@@ -2881,7 +2899,8 @@ class Part(NamedTuple):
     version: int
     address: str
     ready: bool
-    gone: bool  # It is being deleted, or has ended for good.
+    gone: bool  # It is being deleted, or has ended for good;
+    over: bool  # that, and nobody has deleted it so far.
     why: str  # It is not ready, in a sentence for a client.
     no_room: bool  # No node has any for it.
     password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
@@ -3126,9 +3145,10 @@ def seen_of(item: dict[str, Any]) -> Seen:
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
     addresses = [spec.get("clusterIP", ""), status.get("podIP", ""),
                  *(one["ip"] for one in status.get("podIPs") or ())]
+    deleted, ended = "deletionTimestamp" in metadata, status.get("phase") in ("Failed", "Succeeded")
     return Part(uid, version, next((one for one in addresses if re.fullmatch("[0-9.]+", one)), ""),
                 conditions.get("Ready", {}).get("status") == "True",
-                "deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
+                deleted or ended, ended and not deleted,
                 reason_of(item),
                 conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
                 annotations.get(PASSWORD_HASH, ""))
