@@ -2025,15 +2025,19 @@ class Cluster:
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
-        """Return what there is of a user's database though the lease has gone. Raises ApiError."""
-        if user.lease:
-            return None
+        """Return what there is of a user's database though the lease has gone. Raises ApiError.
+
+        Of a volume, also beside a lease, which may be a late watch's, or have been made meanwhile.
+        """
         volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
         parts = volume.objects.values() if volume and volume.record else ()  # Else nobody knows whose it was.
         if volume and not all(getattr(part, "gone", False) for part in parts):
-            check_volume(volume, client)
+            if not user.lease:
+                check_volume(volume, client)
             return volume
-        return left if left and left.record and left.record.user in (user.slug, "") else None
+        if user.lease or not left or not left.record:
+            return None
+        return left if left.record.user in (user.slug, "") else None
 
     def end_rest(self, user: User, database: Database) -> None:
         """Order the end of what is left of a user's database."""
