@@ -1437,7 +1437,7 @@ class Story:
                 for kind in ("Pod", "Service", CLAIM, "Secret"):
                     with contextlib.suppress(Refused):
                         self.api.delete(kind, f"mysql-user-{person.slug}", "hand")
-            gives_up = last == what == "create" and person.spoilt and "gives the data up" in str(outcome)
+            gives_up = last == what == "create" and person.spoilt and "delete_db" in str(outcome)
             request = Request(self.rng.choice(self.servers), "delete" if gives_up else what, person, client)
             self.after(19, lambda: self.insist(what, person, client, request))
 
