@@ -2626,7 +2626,8 @@ class Cluster:
         self.index_spare(database.id)
         if secret and secret.user not in ("", NOBODY) and pod and pod.no_room and not database.made_room:
             database.made_room = self.make_room() or True
-        for slug in self.holders.get(database.id, ()):
+        whose = [database.id[len("user-"):]] if is_persistent(database.id) else []  # Also without a lease.
+        for slug in (*self.holders.get(database.id, ()), *whose):
             self.user(slug).changed_at = now
             self.changed[slug] = None
         if not database.objects:
