@@ -2423,7 +2423,10 @@ class Cluster:
         """
         standing = self.standing(user)
         if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
-            self.give(user, lease.user_id, lease.client)
+            if user.looked_at < user.changed_at:  # It is made with the password of the Secret that is seen.
+                self.look(user, lambda: None if user.order or not user.lease else self.mend(user, user.lease))
+            else:
+                self.give(user, lease.user_id, lease.client)
             return
         if standing == "over":
             self.clear(user)
