@@ -1593,7 +1593,7 @@ class Cluster:
     bare                  the Secret deleted by hand                               puts it back, else as lost
     kept                  ended but for its volume                                 renews the lease
     lacking, going        parts of a persistent database are not there, or ending  makes them, waits
-    over                  its Pod has ended for good, such as by an eviction       deletes it
+    over                  its Pod has ended for good, or is another Secret's       deletes it
     """
 
     def __init__(self, kubectl: Kubectl, template: Template, settings: Settings) -> None:
@@ -1672,7 +1672,8 @@ class Cluster:
         if standing == "absent" and database:  # On a volume without its lease.
             check_volume(database, client)
             standing = "bare" if database.has_lost_its_password() else standing
-        unsure = (user.foreign or standing in ("lost", "bare", "lacking") or lease and lease.doomed
+        unsure = (user.foreign or standing in ("lost", "bare", "over", "lacking")
+                  or lease and lease.doomed
                   or standing == "absent" and self.template.persistent)
         if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user, wish)  # The watches may be late, one behind the other.
@@ -1798,7 +1799,8 @@ class Cluster:
                 return "going"
             if database and database.has_lost_its_password():
                 return "bare"
-            if database and database.pod and database.pod.over:
+            pod = objects.get("Pod")
+            if database and pod and (pod.over or "Secret" in objects and not database.secret):
                 return "over"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
@@ -2017,7 +2019,7 @@ class Cluster:
         self.start_order(self.ending, order)
 
     def clear(self, user: User) -> None:
-        """Order the end of a volume's Pod that has ended for good: its name is wanted for the next one."""
+        """Order the end of a volume's Pod that is of no use: its name is wanted for the next one."""
         assert user.lease
         database = self.databases[user.lease.holder]
         order = Order(self.gone, database.id, user)
@@ -2422,14 +2424,13 @@ class Cluster:
         It makes a Pod again that a drained node took away, and completes what was given halfway.
         """
         standing = self.standing(user)
-        if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
+        if standing == "over" or standing == "lacking" and self.template.persistent:
             if user.looked_at < user.changed_at:  # It is made with the password of the Secret that is seen.
                 self.look(user, lambda: None if user.order or not user.lease else self.mend(user, user.lease))
+            elif standing == "over":
+                self.clear(user)
             else:
                 self.give(user, lease.user_id, lease.client)
-            return
-        if standing == "over":
-            self.clear(user)
             return
         if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
             self.claim(user)
@@ -2957,8 +2958,9 @@ class Database:
 
     def has_lost_its_password(self) -> bool:
         """Tell whether its volume is there without its Secret, and that must never be made anew."""
-        claim = self.objects.get("PersistentVolumeClaim")
-        return bool(claim and not claim.gone and not self.secret)
+        claim, secret = self.objects.get("PersistentVolumeClaim"), self.objects.get("Secret")
+        return bool(claim and not claim.gone
+                    and not (secret and claim.password_hash in ("", secret.password_hash)))
 
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
