@@ -1729,12 +1729,12 @@ class Cluster:
         sure = database and database.is_of(user.slug, user.lease) and not is_persistent(database.id)
         if user.order or user.stale:
             return False
-        if not sure and user.looked_at < started:
+        if not sure and user.looked_at < max(started, user.changed_at):
             self.look(user)
         elif user.lease:
             self.end(user)
         elif rest:
-            self.end_rest(user, rest)
+            self.end_rest(user, rest, user_id, client)
         return False
 
     def beat(self, user_id: str, client: str) -> dict[str, Any]:
@@ -2041,11 +2041,13 @@ class Cluster:
             return None
         return left if left.record.user in (user.slug, "") else None
 
-    def end_rest(self, user: User, database: Database) -> None:
-        """Order the end of what is left of a user's database."""
+    def end_rest(self, user: User, database: Database, user_id: str, client: str) -> None:
+        """Order the end of what is left of a user's database; a volume's by a lease that nobody uses."""
         order = Order(self.gone, database.id, user)
-        order.deletes += parts_of(database.id, database.objects) if is_persistent(database.id) else []
-        order.ends = not order.deletes
+        if is_persistent(database.id):
+            lease = lease_of(user.slug, user_id, client, database.id, "", micro_time(self.wall()))
+            order.records.append(changed(lease, kept="false"))
+        order.ends = not order.records
         self.start_order(self.ending, order)
 
     def remove(self, database: Database) -> None:
@@ -2226,7 +2228,7 @@ class Cluster:
                 if user.lease and user.lease.uid == uid:
                     user.ended = uid
                     self.learn_lease(user, None)
-        elif order.failures[0][1].reason == "conflict":
+        elif order.failures[0][1].reason in ("conflict", "exists"):
             user.stale = True
             self.look(user)
         else:
