@@ -1356,7 +1356,7 @@ class Story:
             slug = request.person.slug
             claim = self.api.objects.get((CLAIM, f"mysql-user-{slug}"))
             if claim and request.claim == claim["metadata"]["uid"] and not (
-                    is_ending(claim) or request.person.spoilt):
+                    is_ending(claim) or request.person.spoilt or request.server.paused_until > request.began):
                 raise Broken(f"the data of {slug} is said to be deleted")
             request.server.ended.add(request.claim)
             if ("Lease", f"user-{slug}") not in self.api.objects:
