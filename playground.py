@@ -1553,7 +1553,7 @@ DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
 # Annotations, of a lease and, the next two, of a Secret. REPLACES: its user is still to be told that the
 # database before was lost. ACQUIRED is the lease's acquireTime, by which a user's Secret is known to have
 # been given under this lease, not under one of the same name that has ended. PASSWORD_HASH is of what has the
-# data, claim and Pod: a Secret with another password is not its own.
+# data, claim and Pod, and of what leads to it: a Secret with another password is not its own.
 USER_ID, CLIENT, ADDRESS, KEPT, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
     PREFIX + name for name in (
         "user-id", "client", "address", "kept", "replaces", "template", "acquired", "password-hash"))
@@ -1593,7 +1593,7 @@ class Cluster:
     bare                  the Secret deleted by hand                               puts it back, else as lost
     kept                  ended but for its volume                                 renews the lease
     lacking, going        parts of a persistent database are not there, or ending  makes them, waits
-    over                  its Pod has ended for good, or is another Secret's       deletes it
+    over                  its Pod has ended for good, or a part is another Secret's deletes it
     """
 
     def __init__(self, kubectl: Kubectl, template: Template, settings: Settings) -> None:
@@ -1794,14 +1794,12 @@ class Cluster:
         database = self.database_of(user)
         objects = database.objects if database else {}
         if is_persistent(user.lease.holder):
-            if user.lease.doomed or any(part.gone and not part.over
-                                        for kind, part in objects.items() if kind != "Secret"):
-                return "going"
-            if database and database.has_lost_its_password():
+            if database and database.has_lost_its_password() and not user.lease.doomed:
                 return "bare"
-            pod = objects.get("Pod")
-            if database and pod and (pod.over or "Secret" in objects and not database.secret):
+            if database and database.misfits() and not user.lease.doomed:
                 return "over"
+            if user.lease.doomed or any(part.gone for kind, part in objects.items() if kind != "Secret"):
+                return "going"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
         taken = database and database.secret and database.secret.user
@@ -2019,11 +2017,11 @@ class Cluster:
         self.start_order(self.ending, order)
 
     def clear(self, user: User) -> None:
-        """Order the end of a volume's Pod that is of no use: its name is wanted for the next one."""
+        """Order the end of a volume's Pod or Service that is of no use: its name is wanted for another."""
         assert user.lease
         database = self.databases[user.lease.holder]
         order = Order(self.gone, database.id, user)
-        order.deletes += parts_of(database.id, {"Pod": database.pod})
+        order.deletes += parts_of(database.id, database.misfits())
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
@@ -2942,8 +2940,7 @@ class Database:
         else:
             self.objects.pop(kind, None)
         self.pod, secret = self.objects.get("Pod"), self.objects.get("Secret")
-        parts = self.objects.get("PersistentVolumeClaim"), self.pod
-        hashes = {part.password_hash for part in parts if part}
+        hashes = {part.password_hash for kind, part in self.objects.items() if kind != "Secret"}
         knows = not secret or hashes <= {"", secret.password_hash}
         self.secret = secret if knows else None
         self.record = self.secret or (None if secret else self.record)
@@ -2963,6 +2960,13 @@ class Database:
         claim, secret = self.objects.get("PersistentVolumeClaim"), self.objects.get("Secret")
         return bool(claim and not claim.gone
                     and not (secret and claim.password_hash in ("", secret.password_hash)))
+
+    def misfits(self) -> dict[str, Part]:
+        """Return its Pod and Service that are of no use: over, or made for another Secret than there is."""
+        secret = self.objects.get("Secret")
+        own = {"", secret.password_hash} if secret else None
+        return {kind: part for kind, part in self.objects.items() if kind in ("Pod", "Service")
+                and (part.over or own and not part.gone and part.password_hash not in own)}
 
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
@@ -3410,7 +3414,7 @@ class Template:
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
         notes = {"Secret": {TEMPLATE: self.hash, **({CLIENT: client} if self.persistent else {})},
-                 **{kind: {PASSWORD_HASH: hash_of(password)} for kind in ("PersistentVolumeClaim", "Pod")}}
+                 **{kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds if kind != "Secret"}}
         for item in objects:
             metadata = item["metadata"]
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
