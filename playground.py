@@ -2030,7 +2030,8 @@ class Cluster:
         Of a volume, also beside a lease, which may be a late watch's, or have been made meanwhile.
         """
         volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
-        parts = volume.objects.values() if volume and volume.record else ()  # Else nobody knows whose it was.
+        # Else nobody knows whose it was.
+        parts = volume.objects.values() if volume and volume.owner() is not None else ()
         if volume and not all(getattr(part, "gone", False) for part in parts):
             if not user.lease:
                 check_volume(volume, client)
@@ -2913,6 +2914,7 @@ class Part(NamedTuple):
     why: str  # It is not ready, in a sentence for a client.
     no_room: bool  # No node has any for it.
     password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
+    client: str  # Whose a claim is; empty of others.
 
 
 Seen = Union[Lease, Secret, Part]
@@ -2960,6 +2962,13 @@ class Database:
         claim, secret = self.objects.get("PersistentVolumeClaim"), self.objects.get("Secret")
         return bool(claim and not claim.gone
                     and not (secret and claim.password_hash in ("", secret.password_hash)))
+
+    def owner(self) -> str | None:
+        """Return the client whose a volume is, by its Secret or else its claim; None if nobody knows."""
+        secret, claim = self.objects.get("Secret") or self.record, self.objects.get("PersistentVolumeClaim")
+        if secret:
+            return str((secret.item["metadata"].get("annotations") or {}).get(CLIENT, ""))
+        return claim.client or None if claim else None
 
     def misfits(self) -> dict[str, Part]:
         """Return its Pod and Service that are of no use: over, or made for another Secret than there is."""
@@ -3117,8 +3126,7 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
 
 def check_volume(database: Database, client: str) -> None:
     """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
-    secret = database.objects.get("Secret") or database.record
-    if secret and (secret.item["metadata"].get("annotations") or {}).get(CLIENT) != client:
+    if database.owner() not in (None, client):
         raise ApiError(403, NOT_YOURS)
 
 
@@ -3167,7 +3175,7 @@ def seen_of(item: dict[str, Any]) -> Seen:
                 deleted or ended, ended and not deleted,
                 reason_of(item),
                 conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
-                annotations.get(PASSWORD_HASH, ""))
+                annotations.get(PASSWORD_HASH, ""), annotations.get(CLIENT, ""))
 
 
 def bare(item: dict[str, Any]) -> dict[str, Any]:
@@ -3413,8 +3421,10 @@ class Template:
                 return [filled(inner) for inner in value]
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
-        notes = {"Secret": {TEMPLATE: self.hash, **({CLIENT: client} if self.persistent else {})},
-                 **{kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds if kind != "Secret"}}
+        notes: dict[str, dict[str, str]] = {kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds}
+        notes["Secret"] = {TEMPLATE: self.hash}
+        for kind in ("Secret", "PersistentVolumeClaim") if self.persistent else ():
+            notes[kind][CLIENT] = client
         for item in objects:
             metadata = item["metadata"]
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
