@@ -870,9 +870,13 @@ class Request:
             # A claim without data may have been made too late, by a request of before its user's delete_db.
             claim = self.story.claim_of(self.person)
             lost = answer.message == playground.PASSWORD_LOST and (
-                self.person.spoilt or claim != "" and claim not in self.story.volumes)
+                self.person.spoilt or claim != "" and claim not in self.story.volumes or self.has_slept())
             if answer.status == 409 and self.began > self.person.foreign_until + 30 and not lost:
                 raise Broken(f"a false 409: {answer}")
+
+    def has_slept(self) -> bool:
+        """Tell whether its server has slept, and may take what it did before for what it does now."""
+        return self.server.paused_until > self.began
 
     def hang_up(self) -> None:
         """Wait no more."""
@@ -893,7 +897,8 @@ class Person:
         self.deleting: dict[Request, None] = {}
         self.quiet_until = self.served_at = 0.0
         self.foreign_until = 0.0  # A hand took the labels from their lease.
-        self.spoilt = False  # A hand deleted the Secret or the claim of a volume that is there still.
+        # A hand deleted the Secret or the claim of a volume that is there still, or a lease before its end.
+        self.spoilt = False
         self.server: Server | None = None  # The one they turn to, mostly.
 
 
@@ -1266,6 +1271,7 @@ class Story:
         if before and (not item or item["spec"]["holderIdentity"] != before["spec"]["holderIdentity"]):
             if by == "hand":
                 self.spoil(person.database)
+                person.spoilt |= before["metadata"]["annotations"].get(KEPT) == "false"
             if before["spec"]["holderIdentity"] == f"mysql-{person.database}":
                 self.lost(person, by)
         if item and KEPT in item["metadata"]["annotations"]:
@@ -1359,9 +1365,9 @@ class Story:
             slug = request.person.slug
             claim = self.api.objects.get((CLAIM, f"mysql-user-{slug}"))
             if claim and request.claim == claim["metadata"]["uid"] and not (
-                    is_ending(claim) or request.person.spoilt or request.server.paused_until > request.began):
+                    is_ending(claim) or request.person.spoilt or request.has_slept()):
                 raise Broken(f"the data of {slug} is said to be deleted")
-            request.server.ended.add(request.claim)
+            request.server.ended |= set() if request.has_slept() else {request.claim}
             if ("Lease", f"user-{slug}") not in self.api.objects:
                 request.server.ended |= {id for id in self.tainted if self.owners.get(id) == slug}
 
