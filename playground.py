@@ -1430,13 +1430,14 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
-# Annotations, of a lease and, the next two, of a Secret. REPLACES: its user is still to be told that the
-# database before was lost. ACQUIRED is the lease's acquireTime, by which a user's Secret is known to have
-# been given under this lease, not under one of the same name that has ended. PASSWORD_HASH is of what has the
-# data, claim and Pod: a Secret with another password is not its own.
-USER_ID, CLIENT, ADDRESS, KEPT, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
-    PREFIX + name for name in (
-        "user-id", "client", "address", "kept", "replaces", "template", "acquired", "password-hash"))
+# Annotations, of a lease and, the last three, of other objects. REPLACES: its user is still to be told that
+# the database before was lost. ENDS: its volume is being deleted, and it goes last. ACQUIRED is the lease's
+# acquireTime, by which a user's Secret is known to have been given under this lease, not under one of the
+# same name that has ended. PASSWORD_HASH is of what has the data, claim and Pod, and of what leads to it: a
+# Secret with another password is not its own.
+USER_ID, CLIENT, ADDRESS, KEPT, ENDS, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
+    PREFIX + name for name in ("user-id", "client", "address", "kept", "ends", "replaces", "template",
+                               "acquired", "password-hash"))
 OURS = {"app.kubernetes.io/managed-by": "sqlflow-playground"}
 SELECTOR = ",".join(f"{name}={value}" for name, value in OURS.items())
 NOBODY = "Nobody"  # Whose a spare is that is being removed: no slug has a capital.
@@ -1473,6 +1474,8 @@ class Cluster:
     bare                  the Secret deleted by hand                               puts it back, else as lost
     kept                  ended but for its volume                                 renews the lease
     lacking, going        parts of a persistent database are not there, or ending  makes them, waits
+    over                  such a part has ended for good, or is another Secret's   deletes it
+    ending                delete_db was cut short in a persistent database         goes on with it
     """
 
     def __init__(self, kubectl: Kubectl, template: Template, settings: Settings) -> None:
@@ -1535,7 +1538,8 @@ class Cluster:
             check_volume(database, client)
             standing = "bare" if database.has_lost_its_password() else standing
         lacks = standing in ("absent", "lost", "bare", "lacking")
-        unsure = user.foreign or lacks and (standing != "absent" or self.template.persistent)
+        unsure = (user.foreign or standing in ("ending", "over")
+                  or lacks and (standing != "absent" or self.template.persistent))
         if unsure and user.looked_at < max(started, user.changed_at):
             self.look(user, wish)  # The watches may be late, one behind the other.
         elif user.foreign and lacks:
@@ -1544,6 +1548,10 @@ class Cluster:
             self.claim(user)
         elif standing == "kept":
             self.renew(user)
+        elif standing == "ending":
+            self.end(user)
+        elif standing == "over":
+            self.clear(user)
         elif standing == "bare" and database and database.record and database.is_of(user.slug, lease):
             self.put_back(user, database.record)
         elif standing == "bare" and database and is_persistent(database.id):
@@ -1586,12 +1594,12 @@ class Cluster:
         sure = database and database.is_of(user.slug, user.lease) and not is_persistent(database.id)
         if user.order or user.stale:
             return False
-        if not sure and user.looked_at < started:
+        if not sure and user.looked_at < max(started, user.changed_at):
             self.look(user)
         elif user.lease:
             self.end(user)
         elif rest:
-            self.end_rest(user, rest)
+            self.end_rest(user, rest, user_id, client)
         return False
 
     def beat(self, user_id: str, client: str) -> dict[str, Any]:
@@ -1639,14 +1647,16 @@ class Cluster:
         """Return how a user's lease, Secret and Pod stand to each other, as the class' table has it."""
         if not user.lease:
             return "absent"
-        if user.lease.kept:
-            return "kept"
+        if user.lease.ends or user.lease.kept:
+            return "ending" if user.lease.ends else "kept"
         database, objects = self.database_of(user), self.parts(user.lease.holder)
         if is_persistent(user.lease.holder):
-            if any(part.gone for kind, part in objects.items() if kind != "Secret"):
-                return "going"
             if database and database.has_lost_its_password():
                 return "bare"
+            if database and database.misfits():
+                return "over"
+            if any(part.gone for kind, part in objects.items() if kind != "Secret"):
+                return "going"
             if not {"Secret", "Pod", *self.template.kinds} <= objects.keys():
                 return "lacking"
         taken = database and database.secret and database.secret.user
@@ -1677,7 +1687,8 @@ class Cluster:
         standing = self.standing(user)
         if standing == "absent":
             return "starting" if user.coming else "absent"
-        return standing if standing in ("ready", "kept") else "absent" if standing == "lost" else "starting"
+        told = {"ready": "ready", "kept": "kept", "lost": "absent", "ending": "absent"}
+        return told.get(standing, "starting")
 
     def answer(self, user: User) -> dict[str, Any]:
         """Return what the owner of a ready database is told, who is heard of by that. Raises ApiError."""
@@ -1840,35 +1851,52 @@ class Cluster:
         assert user.lease
         id = user.lease.holder
         order = Order(self.swept if idle else self.gone, id, user)
-        objects = self.parts(id)
-        stays: tuple[str, ...] = ()
-        if is_persistent(id) and idle:  # The volume stays, its password, and the lease.
-            order.replaces.append(rewritten(user.lease, {KEPT: "true"}))
-            stays = ("PersistentVolumeClaim", "Secret") if "PersistentVolumeClaim" in objects else ()
-        if is_persistent(id):
-            order.deletes += parts_of(id, objects, stays)
-        elif id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
-            order.ends = self.databases[id].is_of(user.slug, user.lease)
-        if not order.replaces:  # First: without it, as it was seen, nobody makes a part of a volume any more.
-            order.deletes.insert(0, ("Lease", f"user-{user.slug}", user.lease.uid, user.lease.version))
+        if is_persistent(id):  # Marked first: as it was seen, nobody makes a part of a volume any more.
+            kept = idle and not user.lease.ends  # The volume, its password, and the lease.
+            parts = self.parts(id)
+            stays = ("PersistentVolumeClaim", "Secret") if kept and "PersistentVolumeClaim" in parts else ()
+            order.replaces.append(rewritten(user.lease, {KEPT if kept else ENDS: "true"}))
+            order.deletes += parts_of(id, parts, stays)
+            # Last: without it somebody might find again what is still to be deleted.
+            order.deletes += [] if kept else [("Lease", f"user-{user.slug}", user.lease.uid, 0)]
+        else:
+            order.deletes.append(("Lease", f"user-{user.slug}", user.lease.uid, user.lease.version))
+            if id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
+                order.ends = self.databases[id].is_of(user.slug, user.lease)
+        self.start_order(self.ending, order)
+
+    def clear(self, user: User) -> None:
+        """Order the end of a volume's Pod or Service that is of no use: its name is wanted for another."""
+        assert user.lease
+        database = self.databases[user.lease.holder]
+        order = Order(self.gone, database.id, user)
+        order.deletes += parts_of(database.id, database.misfits())
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
-        """Return what there is of a user's database though the lease has gone. Raises ApiError."""
-        if user.lease:
-            return None
-        volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
-        parts = volume.objects.values() if volume and volume.record else ()  # Else nobody knows whose it was.
-        if volume and not all(getattr(part, "gone", False) for part in parts):
-            check_volume(volume, client)
-            return volume
-        return left if left and left.record and left.record.user in (user.slug, "") else None
+        """Return what there is of a user's database though the lease has gone. Raises ApiError.
 
-    def end_rest(self, user: User, database: Database) -> None:
-        """Order the end of what is left of a user's database."""
+        Of a volume, also beside a lease, which may be a late watch's, or have been made meanwhile.
+        """
+        volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
+        # Else nobody knows whose it was.
+        parts = volume.objects.values() if volume and volume.owner() is not None else ()
+        if volume and not all(getattr(part, "gone", False) for part in parts):
+            if not user.lease:
+                check_volume(volume, client)
+            return volume
+        if user.lease or not left or not left.record:
+            return None
+        return left if left.record.user in (user.slug, "") else None
+
+    def end_rest(self, user: User, database: Database, user_id: str, client: str) -> None:
+        """Order the end of what is left of a user's database; a volume's by a lease that nobody uses."""
         order = Order(self.gone, database.id, user)
-        order.deletes += parts_of(database.id, database.objects) if is_persistent(database.id) else []
-        order.ends = not order.deletes
+        if is_persistent(database.id):
+            lease = lease_of(user.slug, user_id, client, database.id, "", micro_time(self.wall()))
+            lease["metadata"]["annotations"][ENDS] = "true"
+            order.records.append(lease)
+        order.ends = not order.records
         self.start_order(self.ending, order)
 
     def destroy(self, id: str) -> None:
@@ -1956,13 +1984,14 @@ class Cluster:
                     part = database.objects.get(kind) if database else None
                     if part and part.uid == uid:  # Its watch, if it has one, tells when it is not there.
                         goes = isinstance(part, Part) and kind in self.kinds
-                        self.learn(kind, name, part._replace(gone=True, ready=False) if goes else None)
+                        going = part._replace(gone=True, ready=False, over=False) if goes else None
+                        self.learn(kind, name, going)
                     continue
                 user.gone_at = self.clock()
                 if user.lease and user.lease.uid == uid:
                     user.ended = uid
                     self.learn_lease(user, None)
-        elif order.failures[0][1].reason == "conflict":
+        elif order.failures[0][1].reason in ("conflict", "exists"):
             user.stale = True
             self.look(user)
         else:
@@ -1970,7 +1999,7 @@ class Cluster:
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
-        if order.lease and not order.lease.kept and not order.failures:
+        if order.lease and order.lease.is_used() and not order.failures:
             metrics.add("databases_swept_total")
             log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
                             last_beat=order.lease.renewed))
@@ -1982,8 +2011,13 @@ class Cluster:
         It makes a Pod again that a drained node took away, and completes what was given halfway.
         """
         standing = self.standing(user)
-        if is_persistent(lease.holder) and self.template.persistent and standing == "lacking":
-            self.give(user, lease.user_id, lease.client)
+        if standing == "over" or standing == "lacking" and self.template.persistent:
+            if user.looked_at < user.changed_at:  # It is made with the password of the Secret that is seen.
+                self.look(user, lambda: None if user.order or not user.lease else self.mend(user, user.lease))
+            elif standing == "over":
+                self.clear(user)
+            else:
+                self.give(user, lease.user_id, lease.client)
             return
         if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
             self.claim(user)
@@ -2102,7 +2136,8 @@ class Cluster:
         self.spares.index(database.id)
         if secret and secret.user not in ("", NOBODY) and pod and pod.no_room and not database.made_room:
             database.made_room = self.spares.make_room() or True
-        for slug in self.holders.get(database.id, ()):
+        whose = [database.id[len("user-"):]] if is_persistent(database.id) else []  # Also without a lease.
+        for slug in (*self.holders.get(database.id, ()), *whose):
             self.user(slug).changed_at = now
             self.changed[slug] = None
         if not database.objects:
@@ -2275,9 +2310,14 @@ class Lease(NamedTuple):
     acquired: str  # When it was made or pointed at this database; see ACQUIRED.
     renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
     address: str  # The one that was answered.
-    kept: bool  # Its database has ended but for its volume.
+    kept: bool  # Its database has ended but for its volume;
+    ends: bool  # and with it, which is to be carried through whatever comes between.
     replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
     text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
+
+    def is_used(self) -> bool:
+        """Tell whether its database is to run."""
+        return not (self.kept or self.ends)
 
 
 class Secret(NamedTuple):
@@ -2304,10 +2344,12 @@ class Part(NamedTuple):
     version: int
     address: str
     ready: bool
-    gone: bool  # It is being deleted, or has ended for good.
+    gone: bool  # It is being deleted, or has ended for good;
+    over: bool  # that, and nobody has deleted it so far.
     why: str  # It is not ready, in a sentence for a client.
     no_room: bool  # No node has any for it.
     password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
+    client: str  # Whose a claim is; empty of others.
 
 
 Seen = Union[Lease, Secret, Part]
@@ -2335,8 +2377,7 @@ class Database:
         else:
             self.objects.pop(kind, None)
         self.pod, secret = self.objects.get("Pod"), self.objects.get("Secret")
-        parts = self.objects.get("PersistentVolumeClaim"), self.pod
-        hashes = {part.password_hash for part in parts if part}
+        hashes = {part.password_hash for kind, part in self.objects.items() if kind != "Secret"}
         knows = not secret or hashes <= {"", secret.password_hash}
         self.secret = secret if knows else None
         self.record = self.secret or (None if secret else self.record)
@@ -2353,8 +2394,23 @@ class Database:
 
     def has_lost_its_password(self) -> bool:
         """Tell whether its volume is there without its Secret, and that must never be made anew."""
-        claim = self.objects.get("PersistentVolumeClaim")
-        return bool(claim and not claim.gone and not self.secret)
+        claim, secret = self.objects.get("PersistentVolumeClaim"), self.objects.get("Secret")
+        return bool(claim and not claim.gone
+                    and not (secret and claim.password_hash in ("", secret.password_hash)))
+
+    def owner(self) -> str | None:
+        """Return the client whose a volume is, by its Secret or else its claim; None if nobody knows."""
+        secret, claim = self.objects.get("Secret") or self.record, self.objects.get("PersistentVolumeClaim")
+        if secret:
+            return str((item_of(secret)["metadata"].get("annotations") or {}).get(CLIENT, ""))
+        return claim.client or None if claim else None
+
+    def misfits(self) -> dict[str, Part]:
+        """Return its Pod and Service that are of no use: over, or made for another Secret than there is."""
+        secret = self.objects.get("Secret")
+        own = {"", secret.password_hash} if secret else None
+        return {kind: part for kind, part in self.objects.items() if kind in ("Pod", "Service")
+                and (part.over or own and not part.gone and part.password_hash not in own)}
 
     def is_spare(self) -> bool:
         """Tell whether it can be given to a user, as far as is known."""
@@ -2772,7 +2828,7 @@ class Sweep:
         cluster, now, tried = self.cluster, self.cluster.clock(), self.round.tried
         while self.round.writing < BEATS_KUBECTLS and not self.round.failed:
             due = [user for user in cluster.users.values() if user.unwritten and user.lease
-                   and not user.lease.kept and now - user.written_at >= spacing and user.slug not in tried]
+                   and user.lease.is_used() and now - user.written_at >= spacing and user.slug not in tried]
             due = sorted(due, key=lambda user: user.written_at)[:self.beats_at_once]
             if not due:
                 break
@@ -2829,7 +2885,7 @@ class Sweep:
                 suspects += [one.id] if self.is_suspect(one) else []
             elif self.is_idle(one):
                 idle += [one] if in_time else []
-            elif one.lease and not one.order and not one.lease.kept:
+            elif one.lease and not one.order and one.lease.is_used():
                 cluster.mend(one, one.lease)
             elif one.left not in cluster.databases:
                 cluster.touch(one)  # Nothing is left of it; nobody may want to know of this user any more.
@@ -2853,12 +2909,14 @@ class Sweep:
         """Tell whether a user was heard by nobody for too long, with time for others' beats to be seen."""
         cluster = self.cluster
         limit, since = cluster.settings.idle_timeout, max(user.heard_at, self.idle_since)
-        if not limit or not user.lease or user.order or user.slug in cluster.waiting:
+        if not user.lease or user.order or user.slug in cluster.waiting:
             return False
+        if user.lease.ends:
+            return True
         if user.lease.kept:  # Its end was cut short if there is more than the volume.
             objects = cluster.parts(user.lease.holder)
             return any(not objects[kind].gone for kind in ("Pod", "Service") if kind in objects)
-        return cluster.clock() - since > limit + 2 * self.spacing()
+        return 0 < limit < cluster.clock() - since - 2 * self.spacing()
 
     def is_suspect(self, database: Database) -> bool:
         """Tell whether a database looks as if it were nobody's."""
@@ -2885,7 +2943,7 @@ class Sweep:
     def last_beats(self) -> bool:
         """Write the beats that are not written, at most once a second; return whether there are none."""
         cluster, now = self.cluster, self.cluster.clock()
-        left = any(user.unwritten and user.lease and not user.lease.kept for user in cluster.users.values())
+        left = any(user.unwritten and user.lease and user.lease.is_used() for user in cluster.users.values())
         if left and not self.round and now >= self.last_beats_from:
             self.last_beats_from = now + 1
             cluster.loop.call_at(self.last_beats_from, lambda: None)  # Wakes the loop, which then asks again.
@@ -3013,8 +3071,7 @@ def check_owner(lease: Lease, user_id: str, client: str) -> None:
 
 def check_volume(database: Database, client: str) -> None:
     """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
-    secret = database.objects.get("Secret") or database.record
-    if secret and (item_of(secret)["metadata"].get("annotations") or {}).get(CLIENT) != client:
+    if database.owner() not in (None, client):
         raise ApiError(403, NOT_YOURS)
 
 
@@ -3048,8 +3105,8 @@ def seen_of(item: dict[str, Any]) -> Seen:
         return Lease(uid, version, str(spec.get("holderIdentity") or "").partition("mysql-")[2],
                      annotations.get(USER_ID, ""), annotations.get(CLIENT, ""),
                      spec.get("acquireTime") or "", spec.get("renewTime") or "",
-                     annotations.get(ADDRESS, ""), KEPT in annotations, REPLACES in annotations,
-                     json.dumps(bare(item)))
+                     annotations.get(ADDRESS, ""), KEPT in annotations, ENDS in annotations,
+                     REPLACES in annotations, json.dumps(bare(item)))
     if item["kind"] == "Secret":
         password = password_in(item) if PASSWORD.fullmatch(password_in(item)) else ""
         return Secret(uid, version, user_of(item), acquired_of(item), annotations.get(TEMPLATE, ""),
@@ -3057,12 +3114,13 @@ def seen_of(item: dict[str, Any]) -> Seen:
     conditions = {one["type"]: one for one in status.get("conditions") or ()}
     addresses = [spec.get("clusterIP", ""), status.get("podIP", ""),
                  *(one["ip"] for one in status.get("podIPs") or ())]
+    deleted, ended = "deletionTimestamp" in metadata, status.get("phase") in ("Failed", "Succeeded")
     return Part(uid, version, next((one for one in addresses if re.fullmatch("[0-9.]+", one)), ""),
                 conditions.get("Ready", {}).get("status") == "True",
-                "deletionTimestamp" in metadata or status.get("phase") in ("Failed", "Succeeded"),
+                deleted or ended, ended and not deleted,
                 reason_of(item),
                 conditions.get("PodScheduled", {}).get("reason") == "Unschedulable",
-                annotations.get(PASSWORD_HASH, ""))
+                annotations.get(PASSWORD_HASH, ""), annotations.get(CLIENT, ""))
 
 
 def bare(item: dict[str, Any]) -> dict[str, Any]:
@@ -3302,8 +3360,10 @@ class Template:
                 return [filled(inner) for inner in value]
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
-        notes = {"Secret": {TEMPLATE: self.hash, **({CLIENT: client} if self.persistent else {})},
-                 **{kind: {PASSWORD_HASH: hash_of(password)} for kind in ("PersistentVolumeClaim", "Pod")}}
+        notes: dict[str, dict[str, str]] = {kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds}
+        notes["Secret"] = {TEMPLATE: self.hash}
+        for kind in ("Secret", "PersistentVolumeClaim") if self.persistent else ():
+            notes[kind][CLIENT] = client
         for item in objects:
             metadata = item["metadata"]
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}

@@ -3,11 +3,13 @@
     python -m tests.simulation --seed 7          tell one story, a line a step
     python -m tests.simulation --seeds 0 1000    live those stories; the first that fails is told
     python -m tests.simulation --seconds 600     live new stories for so long
+    python -m tests.simulation --volume ...      the same of databases on volumes, as mysql-persistent.yaml's
 
 The clusters are playground.Cluster. Simulated is what they stand on: the loop, kubectl (each request is a
 step of its own), the watches (each with its own lag), the clocks, the API server, the containers; the users,
 the hands and the accidents that meddle. A story has a time of faults, then a calm one. What must hold
 is checked where it can break: every write (Story.applied), every answer (Story.answered), and Story.calm.
+With volumes a name is used again: what must hold is of a claim, by its uid, which has the data.
 
 A seed's story is the same each time in a process with PYTHONHASHSEED=0, without which sets have no order.
 """
@@ -35,11 +37,12 @@ from collections.abc import Generator, Iterable
 from typing import Any, Callable, ClassVar
 
 import playground
-from playground import CLIENT, KINDS, NOBODY, OURS, USER, ApiError, KubectlError
+from playground import CLIENT, ENDS, KEPT, KINDS, NOBODY, OURS, USER, ApiError, KubectlError, password_in
 
 Item = dict[str, Any]
 Step = Callable[[], object]
 
+CLAIM = "PersistentVolumeClaim"
 RESOURCES = {resource: kind for kind, (resource, _) in KINDS.items()}
 FAULT_SECONDS, CALM_SECONDS = 100.0, 4000.0  # At most, each; a story is calm long before.
 LATE_SECONDS = 40.0  # A request of a killed kubectl arrives so much later at most.
@@ -52,6 +55,12 @@ type: "%s"
 stringData: {password: "${password}"}
 ---
 {apiVersion: v1, kind: Pod, metadata: {name: "${name}"}, spec: {}}
+"""
+VOLUME_TEMPLATE = TEMPLATE + """
+---
+{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: "${name}"}, spec: {}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: "${name}"}, spec: {}}
 """
 
 
@@ -107,12 +116,22 @@ class Api:
         item = {**item, "metadata": {**item["metadata"], "resourceVersion": str(self.version)}}
         before, self.objects[key] = self.objects.get(key), item
         self.tell(key, before, item, by)
+        if key[0] == "Pod" and failed(item):
+            self.release(key[1])
         return item
 
     def drop(self, key: tuple[str, str], by: str) -> None:
         """Remove an object."""
         self.version += 1
         self.tell(key, self.objects.pop(key), None, by)
+        if key[0] == "Pod":
+            self.release(key[1])
+
+    def release(self, name: str) -> None:
+        """Let a claim go that is being deleted, now that its Pod is over."""
+        claim = self.objects.get((CLAIM, name))
+        if claim and is_ending(claim) and not self.story.is_in_use(claim):
+            self.drop((CLAIM, name), "kubelet")
 
     def tell(self, key: tuple[str, str], before: Item | None, item: Item | None, by: str) -> None:
         """Enter a write into the history: for the watches, what lost our labels has gone."""
@@ -144,6 +163,11 @@ class Api:
         item = {**item, "metadata": {**item["metadata"], "uid": f"u{next(self.uids)}"}}
         if given := item.pop("stringData", None):
             item["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in given.items()}
+        if kind == "Service":
+            address = f"11.{item['metadata']['uid'][1:]}"
+            item = {**item, "spec": {**item["spec"], "clusterIP": address}}
+            pod = self.objects.get(("Pod", name))
+            self.story.addresses[address] = self.story.pods[pod["metadata"]["uid"]].running() if pod else None
         item = self.put(item, by)
         if kind == "Pod":
             self.story.pods[item["metadata"]["uid"]] = Container(self.story, item)
@@ -178,7 +202,8 @@ class Api:
         metadata = item["metadata"]
         if uid not in ("", metadata["uid"]) or version not in ("", metadata["resourceVersion"]):
             raise Refused("Conflict", "Precondition failed")
-        if kind == "Pod" and not self.story.pods[metadata["uid"]].end(by):
+        if (kind == "Pod" and not self.story.pods[metadata["uid"]].end(by)
+                or kind == CLAIM and self.story.is_in_use(item)):
             if "deletionTimestamp" not in metadata:
                 self.put({**item, "metadata": {**metadata, "deletionTimestamp": "now"}}, by)
             return
@@ -190,18 +215,27 @@ def failed(pod: Item) -> bool:
     return bool((pod.get("status") or {}).get("phase") == "Failed")
 
 
+def is_ending(item: Item) -> bool:
+    """Tell whether an object is being deleted."""
+    return "deletionTimestamp" in item["metadata"]
+
+
 def ours(item: Item) -> bool:
     """Tell whether the server's selector finds an object."""
     return OURS.items() <= (item["metadata"].get("labels") or {}).items()
 
 
 class Container:
-    """A Pod's container and its kubelet: it keeps the password that its Secret has when it starts."""
+    """A Pod's container and its kubelet.
+
+    Its data, which may be on a volume, keeps the password that the Secret has when it starts first.
+    """
 
     def __init__(self, story: Story, item: Item) -> None:
         self.story, self.name, self.uid = story, item["metadata"]["name"], item["metadata"]["uid"]
         self.id = self.name[len("mysql-"):]
         self.password, self.ends = "", False
+        self.claim = ""  # The uid of the claim that its data is on.
         rng = story.rng
         self.never = story.may("slow pods") and rng.random() < 0.1
         story.after(rng.expovariate(1 / story.pod_seconds), self.start)
@@ -214,6 +248,10 @@ class Container:
         item = self.story.api.objects.get(("Pod", self.name))
         return item if item and item["metadata"]["uid"] == self.uid and not failed(item) else None
 
+    def running(self) -> Container | None:
+        """Return it, if it has ever run."""
+        return self if self.password else None
+
     def say(self, status: Item) -> None:
         """Write the Pod's status."""
         if item := self.item():
@@ -224,15 +262,31 @@ class Container:
         item, secret = self.item(), self.story.api.objects.get(("Secret", self.name))
         if not item or self.ends:
             return
-        if not secret or self.never:
+        if not secret or self.never or not self.mount():
             self.story.after(5, self.start)
             return
-        password = base64.b64decode(secret["data"]["password"]).decode()
+        password = password_in(secret)
         self.password = self.password or password
+        if self.claim:
+            self.password = self.story.volumes.setdefault(self.claim, password)
         address = f"10.{len(self.story.addresses)}"
         self.story.addresses[address] = self
+        if service := self.story.api.objects.get(("Service", self.name)):
+            self.story.addresses[service["spec"]["clusterIP"]] = self
         ready = "True" if password == self.password else "False"
         self.say({"phase": "Running", "podIP": address, "conditions": [{"type": "Ready", "status": ready}]})
+
+    def mount(self) -> bool:
+        """Return whether there is a volume, if there has to be one; no two use it at once."""
+        if not self.story.volume or self.claim:
+            return True
+        claim = self.story.api.objects.get((CLAIM, self.name))
+        if not claim or is_ending(claim):
+            return False
+        if self.story.is_in_use(claim):
+            raise Broken(f"two Pods are on the volume of {self.name}")
+        self.claim = claim["metadata"]["uid"]
+        return True
 
     def stop(self, phase: str) -> None:
         """Stop for now, or for good."""
@@ -648,7 +702,7 @@ class Server:
         self.jobs: list[Job] = []
         self.queue: list[Job] = []
         self.requests: dict[Request, None] = {}
-        self.ended: set[str] = set()  # Databases of which it said that they are gone.
+        self.ended: set[str] = set()  # Databases, and claims, of which it said that they are gone.
         kubectl: Any = self
         cluster = self.cluster = playground.Cluster(kubectl, story.template(rng), story.settings)
         cluster.loop, cluster.clock, cluster.wall = self, self.clock, self.wall
@@ -770,6 +824,7 @@ class Request:
         self.story, self.began = server.story, server.story.now
         self.waiting = self.over = False
         self.outcome: Any = None
+        self.claim = self.story.claim_of(person)  # That was there.
         if what == "delete" and client == person.client:
             self.story.condemn(person, self)
         server.requests[self] = None
@@ -812,8 +867,16 @@ class Request:
             is_owner = self.client == self.person.client and self.began > self.story.calm_at
             if answer.status == 403 and is_owner:
                 raise Broken("the owner is taken for somebody else")
-            if answer.status == 409 and self.began > self.person.foreign_until + 30:
+            # A claim without data may have been made too late, by a request of before its user's delete_db.
+            claim = self.story.claim_of(self.person)
+            lost = answer.message == playground.PASSWORD_LOST and (
+                self.person.spoilt or claim != "" and claim not in self.story.volumes or self.has_slept())
+            if answer.status == 409 and self.began > self.person.foreign_until + 30 and not lost:
                 raise Broken(f"a false 409: {answer}")
+
+    def has_slept(self) -> bool:
+        """Tell whether its server has slept, and may take what it did before for what it does now."""
+        return self.server.paused_until > self.began
 
     def hang_up(self) -> None:
         """Wait no more."""
@@ -834,6 +897,8 @@ class Person:
         self.deleting: dict[Request, None] = {}
         self.quiet_until = self.served_at = 0.0
         self.foreign_until = 0.0  # A hand took the labels from their lease.
+        # A hand deleted the Secret or the claim of a volume that is there still, or a lease before its end.
+        self.spoilt = False
         self.server: Server | None = None  # The one they turn to, mostly.
 
 
@@ -847,34 +912,41 @@ class Story:
               # What a hand does.
               "hand secret", "unlabel", "hand pod", "hand lease", "evict", "move", "restart", "relabel",
               "future")
+    VOLUME_FAULTS: ClassVar[dict[str, str]] = {"hand claim": CLAIM, "hand service": "Service"}
 
-    def __init__(self, seed: int, telling: bool = False) -> None:
-        self.seed, self.telling = seed, telling
+    def __init__(self, seed: int, telling: bool = False, volume: bool = False) -> None:
+        self.seed, self.telling, self.volume = seed, telling, volume
         rng = self.rng = random.Random(seed)
         self.now, self.order, self.numbers = 0.0, itertools.count(), itertools.count(1)
         self.steps: list[tuple[float, int, Step]] = []
         self.lines: list[str] = []
         self.watches: dict[str, list[Watch]] = {kind: [] for kind in KINDS}
         self.pods: dict[str, Container] = {}
-        self.addresses: dict[str, Container] = {}
+        self.addresses: dict[str, Container | None] = {}  # A Service's is that of its last Pod.
+        self.volumes: dict[str, str] = {}  # The data's passwords, by the claim's uid.
         self.thread: Thread = None  # type: ignore[assignment]
         self.down = self.ending = False
         self.people_are_gone = False
         self.calm_at = float("inf")  # When everybody has heard of everything.
         # Each seed has its own mixture: what never happens in it lets the rest go further.
-        self.faults = {fault for fault in self.FAULTS if rng.random() < rng.choice((0.1, 0.4))}
+        self.may_be = (*self.FAULTS, *(self.VOLUME_FAULTS if volume else ()))
+        self.faults = {fault for fault in self.may_be if rng.random() < rng.choice((0.1, 0.4))}
         self.kubectl_faults = rng.choice((0.05, 0.2))
         self.request_seconds = rng.choice((0.01, 0.05, 0.3))
         self.lags = rng.choice(((0.02,), (0.02, 0.5), (0.02, 0.5, 4), (0.02, 12)))
         self.skews = rng.choice(((0.0,), (0.0, 2.5, -2.5), (0.0, 600.0, -600.0, 3600.0)))
         self.pod_seconds = rng.choice((0.5, 2, 6))
         self.settings = playground.Settings(0, 0, rng.choice((20.0, 30.0, 30.0, 0.0)), rng.choice((2.0, 4.0)),
-                                            rng.choice((0, 1, 1, 2, 3)))
+                                            rng.choice((0, 1, 1, 2, 3)) * (not volume))
         self.api = Api(self)
         self.owners: dict[str, str] = {}  # Slugs, by the id of the database that was given to them, ever.
-        self.given: dict[str, tuple[str, str]] = {}  # Slug and client, by the id that was answered.
+        self.given: dict[str, tuple[str, str]] = {}  # Slug and client, by the id or claim that was answered.
         self.passwords: dict[str, str] = {}  # As first made, by id.
-        self.tainted: set[str] = set()  # Ids of what a hand, an accident or its owner has ended.
+        # Ids of what a hand, an accident or its owner has ended; on a volume, until there is another claim.
+        self.tainted: set[str] = set()
+        self.condemned: set[str] = set()  # Claims that their owners want to be deleted.
+        self.swept: set[str] = set()  # Pods and Services of leases that were marked.
+        self.are_kept = False  # All users' data, and nothing else.
         people = [("anna", "one"), ("Ben@x", "one"), ("carl", "two"), ("dora", "two")]
         self.people = [Person(*one) for one in people[:rng.choice((1, 2, 2, 3, 4))]]
         self.servers = [self.new_server("ABC"[number]) for number in range(rng.choice((2, 2, 2, 3)))]
@@ -885,7 +957,7 @@ class Story:
 
     def template(self, rng: random.Random) -> playground.Template:
         """Return a server's template; in some stories, while faults last, it may be another one."""
-        return templates()[self.may("templates") and rng.random() < 0.3]
+        return templates(self.volume)[self.may("templates") and rng.random() < 0.3]
 
     def may(self, fault: str) -> bool:
         """Tell whether this may happen now."""
@@ -994,7 +1066,7 @@ class Story:
         rng = self.rng
         self.after(rng.expovariate(1 / 4), self.meddle)
         alive = [server for server in self.servers if not (server.dead or server.stopping)]
-        faults = [fault for fault in self.FAULTS[4:] if fault in self.faults]
+        faults = [fault for fault in self.may_be[4:] if fault in self.faults]
         if not faults or not alive:
             return
         fault, server, person = rng.choice(faults), rng.choice(alive), rng.choice(self.people)
@@ -1067,11 +1139,14 @@ class Story:
             self.api.delete("Pod", pod["metadata"]["name"], "hand")
         elif fault == "evict" and container and container.password and not container.ends:
             self.say("hand", f"evicts {container.name}")
-            self.tainted.add(container.id)
+            self.spoil(container.id)
             container.stop("Failed")
         elif fault in ("move", "restart") and container and container.password and not container.ends:
             self.say("hand", f"{fault}s {container.name}")
             container.stop("Running")
+        elif fault in self.VOLUME_FAULTS and rng.random() < 0.5:
+            with contextlib.suppress(Refused):
+                self.api.delete(self.VOLUME_FAULTS[fault], name, "hand")
 
     def recover(self) -> None:
         """Have the API server come back."""
@@ -1109,6 +1184,23 @@ class Story:
 
     # -- what must hold
 
+    def claim_of(self, person: Person) -> str:
+        """Return the uid of the claim that a person's data is on, or would be; empty if there is none."""
+        claim = self.api.objects.get((CLAIM, f"mysql-user-{person.slug}"))
+        return str(claim["metadata"]["uid"]) if claim else ""
+
+    def is_in_use(self, claim: Item) -> bool:
+        """Tell whether a Pod that is there has a claim's volume."""
+        return any(one.claim == claim["metadata"]["uid"] and one.item() for one in self.pods.values())
+
+    def spoil(self, id: str) -> None:
+        """Note that a hand or an accident ends a database; one on a volume may be answered again."""
+        if not self.volume:
+            self.tainted.add(id)
+        for person in self.people if self.volume else ():
+            if person.database == id:
+                person.database, person.beats = "", []
+
     def person_of(self, slug: str) -> Person:
         """Return who has a slug."""
         return next(person for person in self.people if person.slug == slug)
@@ -1119,14 +1211,17 @@ class Story:
             what = "deleted" if not item else "created" if not before else "replaced"
             more = "" if not item else item.get("status", {}) if kind == "Pod" else (
                 playground.user_of(item) or "-") if kind == "Secret" else (
-                item["spec"]["holderIdentity"], item["spec"]["renewTime"])
+                item["spec"]["holderIdentity"], item["spec"]["renewTime"],
+                *marks_of(item)) if kind == "Lease" else ""
             self.say(by, f"{kind} {name} {what} @{self.api.version}", more)
         id = name.partition("-")[2]
         if kind == "Lease":
             self.lease_written(self.person_of(id), before, item, by)
             return
+        if self.volume:
+            self.volume_written(kind, self.person_of(id.partition("-")[2]), before, item, by)
         if by == "hand":
-            self.tainted.add(id)
+            self.spoil(id)
             self.passwords.pop(id, None)
         if kind == "Secret" and item and by != "hand":
             user, was = playground.user_of(item), playground.user_of(before)
@@ -1139,18 +1234,50 @@ class Story:
             if self.passwords.setdefault(id, item["data"]["password"]) != item["data"]["password"]:
                 raise Broken(f"{name} has another password than it was made with")
         ended, ends = ("deletionTimestamp" in one.get("metadata", ()) for one in (before or {}, item or {}))
-        if (not item or ends and not ended) and by != "kubelet":
+        if (not item or ends and not ended) and by != "kubelet" and not (
+                before and before["metadata"]["uid"] in self.swept):
             for person in self.people:
                 if person.database == id:
                     self.lost(person, by)
+
+    def volume_written(self, kind: str, person: Person, before: Item | None, item: Item | None,
+                       by: str) -> None:
+        """Check a write to a part of a database that is on a volume."""
+        id = f"user-{person.slug}"
+        claim, secret = (self.api.objects.get((one, f"mysql-{id}")) for one in (CLAIM, "Secret"))
+        uid, ends = claim["metadata"]["uid"] if claim else "", claim is not None and is_ending(claim)
+        has_data = uid in self.volumes and not ends
+        if kind == CLAIM and item and not before:
+            self.tainted.discard(id)
+            if person.deleting:
+                self.condemned.add(uid)
+                self.tainted.add(id)
+        elif kind == CLAIM and before and by not in ("hand", "kubelet") and (
+                before["metadata"]["uid"] in self.volumes.keys() - self.condemned):
+            raise Broken(f"the data of {person.slug} is deleted by {by}")
+        if kind == "Secret" and not item:
+            self.passwords.pop(id, None)
+        if kind == "Secret" and by != "hand" and has_data and not person.spoilt:
+            if not item and uid not in self.condemned:
+                raise Broken(f"the password of {person.slug}'s data is deleted by {by}")
+            if item and password_in(item) != self.volumes[uid]:
+                raise Broken(f"{person.slug}'s data has another password than the Secret")
+        if kind in ("Secret", CLAIM) and (not item or ends):
+            person.spoilt = by == "hand" or person.spoilt and bool(claim or secret)
 
     def lease_written(self, person: Person, before: Item | None, item: Item | None, by: str) -> None:
         """Check a write to a user's lease."""
         if before and (not item or item["spec"]["holderIdentity"] != before["spec"]["holderIdentity"]):
             if by == "hand":
-                self.tainted.add(person.database)
+                self.spoil(person.database)
+                person.spoilt |= ENDS in marks_of(before)
             if before["spec"]["holderIdentity"] == f"mysql-{person.database}":
                 self.lost(person, by)
+        if item and marks_of(item):
+            if before and not marks_of(before) and person.database:
+                self.lost(person, by)
+            self.swept.update(part["metadata"]["uid"] for kind in ("Pod", "Service")
+                              if (part := self.api.objects.get((kind, item["spec"]["holderIdentity"]))))
         if item and before and by != "hand" and client_of(item) != client_of(before):
             raise Broken(f"{person.slug}'s lease was {client_of(before)}'s and is {client_of(item)}'s")
         if item and (not before or item["spec"]["renewTime"] != before["spec"]["renewTime"]):
@@ -1183,6 +1310,7 @@ class Story:
         """Note that an owner wants what there is to be deleted."""
         person.deleting[request] = None
         self.tainted.add(person.database)
+        self.condemned.add(request.claim)
         self.tainted.update(id for id, slug in self.owners.items() if slug == person.slug)
 
     def answered(self, request: Request, answer: Item) -> None:
@@ -1192,14 +1320,18 @@ class Story:
         if not match or match[2] not in self.addresses:
             raise Broken(f"no database has the address of {answer}")
         container = self.addresses[match[2]]
-        id = container.id
+        if self.volume and match[1] != self.password_behind(match[2], match[1]):
+            raise Broken(f"{person.slug}'s data has another password than {answer}")
+        if not container or container.password != match[1] and not self.is_served(match[2]):
+            return  # The Service was made a moment ago; or has gone, and leads nobody to other data.
+        id, data = container.id, container.claim or container.id
         if container.password != match[1]:
             raise Broken(f"{id} did not start with the password of {answer}")
         if self.owners.get(id) != person.slug:
             raise Broken(f"{id} is answered to {person.slug}, and is {self.owners.get(id, 'nobody')}'s")
-        if self.given.setdefault(id, (person.slug, client)) != (person.slug, client):
-            raise Broken(f"{id} is answered to {person.slug} of {client}, and was to {self.given[id]}")
-        if id in request.server.ended and not request.server.is_stale():
+        if self.given.setdefault(data, (person.slug, client)) != (person.slug, client):
+            raise Broken(f"{id} is answered to {person.slug} of {client}, and was to {self.given[data]}")
+        if data in request.server.ended and not request.server.is_stale():
             raise Broken(f"{id} is answered by {request.server.name}, which said that it was deleted")
         person.served_at = self.now
         if person.deleting:
@@ -1213,10 +1345,28 @@ class Story:
             person.database = id
             self.heard(person, request.server)
 
+    def is_served(self, address: str) -> bool:
+        """Tell whether anything may be reached at an address: a Service's ends with it."""
+        return not self.volume or any(one["spec"]["clusterIP"] == address for one in self.api.of("Service"))
+
+    def password_behind(self, address: str, default: str) -> str:
+        """Return the password of the data behind a Service, or that it will have."""
+        for service in self.api.of("Service"):
+            name = service["metadata"]["name"]
+            claim, secret = (self.api.objects.get((kind, name)) for kind in (CLAIM, "Secret"))
+            if service["spec"]["clusterIP"] == address and claim and not is_ending(claim):
+                return self.volumes.get(claim["metadata"]["uid"], password_in(secret) if secret else default)
+        return default
+
     def deleted(self, request: Request, answer: bool) -> None:
         """Note what a server said to be gone."""
         if request.client == request.person.client:
             slug = request.person.slug
+            claim = self.api.objects.get((CLAIM, f"mysql-user-{slug}"))
+            if claim and request.claim == claim["metadata"]["uid"] and not (
+                    is_ending(claim) or request.person.spoilt or request.has_slept()):
+                raise Broken(f"the data of {slug} is said to be deleted")
+            request.server.ended |= set() if request.has_slept() else {request.claim}
             if ("Lease", f"user-{slug}") not in self.api.objects:
                 request.server.ended |= {id for id in self.tainted if self.owners.get(id) == slug}
 
@@ -1236,7 +1386,7 @@ class Story:
                 self.after(5, beat)
         self.api.max_pods, self.api.refuses_pods = 10 ** 6, False
         for server in self.servers:
-            if server.cluster.template is not templates()[0] and not server.dead:
+            if server.cluster.template is not templates(self.volume)[0] and not server.dead:
                 server.kill()
                 self.restart(server)
         for person in self.people:
@@ -1247,14 +1397,15 @@ class Story:
         self.run_until(self.now + LATE_SECONDS + 2 * playground.KUBECTL_SECONDS + 10)
         served = []
         for person in self.people:
-            lease = self.api.objects.get(("Lease", f"user-{person.slug}"))
-            served.append((person, client_of(lease) if lease else person.client))
+            record = (self.api.objects.get(("Lease", f"user-{person.slug}"))
+                      or self.api.objects.get(("Secret", f"mysql-user-{person.slug}")))
+            served.append((person, client_of(record) if record else person.client))
         calm, until = self.now, self.now + CALM_SECONDS
         self.calm_at = calm
         beat()
         for person, client in served:
             self.insist("create", person, client)
-        self.wait_for(lambda: ", ".join(one.slug for one in self.people if one.served_at < calm), calm + 150)
+        self.wait_for(lambda: self.unserved(calm), calm + 150)
         self.wait_for(self.what_is_wrong, until)
         for person, client in served:
             other = "one" if client == "two" else "two"
@@ -1262,16 +1413,36 @@ class Story:
             if not isinstance(request.outcome, ApiError) or request.outcome.status != 403:
                 raise Broken(f"{person.slug}'s database is not refused to {other}: {request.outcome}")
         beating = False
-        if not self.settings.idle_timeout:
-            for person in self.people:
-                self.insist("delete", person, person.client)
+        if self.volume and self.settings.idle_timeout:
+            self.come_back(served, until)
+        if self.volume or not self.settings.idle_timeout:
+            for person, client in served:
+                self.insist("delete", person, client)
         self.people_are_gone = True
         self.wait_for(self.what_is_wrong, until)
 
+    def come_back(self, served: list[tuple[Person, str]], until: float) -> None:
+        """Have all be swept, and find their data again."""
+        self.are_kept, claims = True, list(map(self.claim_of, self.people))
+        self.wait_for(self.what_is_wrong, until)
+        self.are_kept, back = False, self.now
+        for person, client in served:
+            self.insist("create", person, client)
+        self.wait_for(lambda: self.unserved(back), back + 60)
+        if claims != list(map(self.claim_of, self.people)):
+            raise Broken("who comes back has other data")
+
+    def unserved(self, since: float) -> str:
+        """Return who has got no database; empty if all have."""
+        slugs = ", ".join(person.slug for person in self.people if person.served_at < since)
+        return slugs and f"no database for {slugs}"
+
     def insist(self, what: str, person: Person, client: str, request: Request | None = None) -> None:
-        """Ask until it is answered."""
-        if not request or isinstance(request.outcome, Exception):
-            request = Request(self.rng.choice(self.servers), what, person, client)
+        """Ask until it is answered; give up first what a hand has spoilt, if create_db says so."""
+        last, outcome = (request.what, request.outcome) if request else ("", None)
+        if not request or last != what or isinstance(outcome, Exception):
+            gives_up = self.volume and last == what == "create" and "delete_db" in str(outcome)
+            request = Request(self.rng.choice(self.servers), "delete" if gives_up else what, person, client)
             self.after(19, lambda: self.insist(what, person, client, request))
 
     def wait_for(self, wrong: Callable[[], str], until: float) -> None:
@@ -1283,15 +1454,15 @@ class Story:
 
     def what_is_wrong(self) -> str:
         """Return what is not yet as it should be; empty if all is."""
-        leases, secrets, pods = ({item["metadata"]["name"]: item for item in self.api.of(kind)}
-                                 for kind in ("Lease", "Secret", "Pod"))
+        there = {kind: {item["metadata"]["name"]: item for item in self.api.of(kind)} for kind in KINDS}
+        leases, secrets, pods = there["Lease"], there["Secret"], there["Pod"]
         named = {item["spec"]["holderIdentity"]: name for name, item in leases.items()}
         if len(leases) != (0 if self.people_are_gone else len(self.people)):
             return f"leases: {list(leases)}"
         spares = 0
         for name, secret in secrets.items():
             user = playground.user_of(secret)
-            if name not in pods:
+            if name not in pods and not self.are_kept:
                 return f"{name} has no Pod"
             if user and named.get(name) != f"user-{user}":
                 return f"{name} is {user}'s, whose lease does not name it"
@@ -1301,23 +1472,30 @@ class Story:
                 return f"{name} has no Secret"
             if '"Ready", "status": "True"' not in json.dumps(pod.get("status")):
                 return f"{name} is not ready"
+        for kind in ("Pod", "Service", CLAIM) if self.volume else ():
+            wanted = {} if self.are_kept and kind != CLAIM else secrets
+            if wanted.keys() != there[kind].keys():
+                return f"{kind}: {list(there[kind])}"
+        if ends := [name for items in there.values() for name, item in items.items() if is_ending(item)]:
+            return f"{ends[0]} is being deleted"
         if spares != self.settings.spare_databases:
             return f"spares: {spares}"
         for server in self.servers:
-            if wrong := self.wrong_at(server, leases, secrets, pods):
+            if wrong := self.wrong_at(server, there):
                 return f"{server.name}: {wrong}"
         return ""
 
-    def wrong_at(self, server: Server, *there: dict[str, Item]) -> str:
+    def wrong_at(self, server: Server, there: dict[str, dict[str, Item]]) -> str:
         """Return what is wrong in a server's memory."""
-        cluster = server.cluster
+        cluster, leases, secrets = server.cluster, there["Lease"], there["Secret"]
         if cluster.waiting:
             return f"waiting: {cluster.waiting}"
         known = {f"user-{user.slug}": f"mysql-{user.lease.holder}"
                  for user in cluster.users.values() if user.lease}
-        if known != {name: item["spec"]["holderIdentity"] for name, item in there[0].items()}:
+        if known != {name: item["spec"]["holderIdentity"] for name, item in leases.items()}:
             return f"leases: {known}"
-        for kind, items in zip(("Secret", "Pod"), there[1:]):
+        for kind in cluster.kinds[1:]:
+            items = there[kind]
             seen = {f"mysql-{id}": one.objects[kind].version
                     for id, one in cluster.databases.items() if kind in one.objects}
             if seen != {name: int(item["metadata"]["resourceVersion"]) for name, item in items.items()}:
@@ -1325,7 +1503,7 @@ class Story:
         for slug, user in cluster.users.items():
             if not user.lease or user.order or user.failure:
                 return f"the entry of {slug}: {vars(user)}"
-        if set(cluster.databases) != {name[len("mysql-"):] for name in there[1]}:
+        if set(cluster.databases) != {name[len("mysql-"):] for name in secrets}:
             return f"databases: {set(cluster.databases)}"
         if any(one.promised or one.going for one in cluster.databases.values()):
             return "a database is promised or going"
@@ -1335,35 +1513,41 @@ class Story:
         for client in clients:
             for entry in cluster.databases_of(client, True) or ():
                 person = next(person for person in self.people if person.user_id == entry["user_id"])
-                if client_of(there[0][f"user-{person.slug}"]) != client:
+                if client_of(leases[f"user-{person.slug}"]) != client:
                     return f"{client} is shown {entry}"
-        if cluster.count() != {"ready": float(len(there[0])), "starting": 0.0, "kept": 0.0,
-                               "spare": float(len(there[1]) - len(there[0]))}:
+        kept = len(leases) * self.are_kept
+        if cluster.count() != {"ready": float(len(leases) - kept), "starting": 0.0, "kept": float(kept),
+                               "spare": float(len(secrets) - len(leases))}:
             return f"counts: {cluster.count()}"
         return ""
 
 
+def marks_of(lease: Item) -> list[str]:
+    """Return the annotations that say that a lease's database has ended, be it all or but for its volume."""
+    return [mark for mark in (KEPT, ENDS) if mark in lease["metadata"]["annotations"]]
+
+
 def client_of(lease: Item) -> str:
-    """Return whose a lease is."""
+    """Return whose a lease is, or the Secret of a volume."""
     return str(lease["metadata"]["annotations"][CLIENT])
 
 
-@functools.lru_cache(1)
-def templates() -> list[playground.Template]:
+@functools.lru_cache(2)
+def templates(volume: bool = False) -> list[playground.Template]:
     """Return two templates that differ."""
     found = []
     for number in range(2):
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            file.write(TEMPLATE % number)
+            file.write((VOLUME_TEMPLATE if volume else TEMPLATE) % number)
             file.flush()
             found.append(playground.Template(file.name))
     return found
 
 
-def find(seed: int) -> str:
+def find(seed: int, volume: bool = False) -> str:
     """Return what breaks in a story; empty if all holds."""
     try:
-        Story(seed).tell()
+        Story(seed, volume=volume).tell()
     except Broken as broken:
         cause = broken.__cause__
         trace = traceback.format_exception(type(cause), cause, cause.__traceback__) if cause else []
@@ -1377,6 +1561,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="tell this story")
     parser.add_argument("--seeds", type=int, nargs=2, help="live these, and tell the first that fails")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="live new stories for so long")
+    parser.add_argument("--volume", action="store_true", help="with databases on volumes")
     parser.add_argument("--mutant", help="of tests.test_simulation, in the place of what it is a kind of")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
@@ -1397,9 +1582,9 @@ def main() -> int:
     for seed in seeds:
         if time.monotonic() > began + options.seconds:
             break
-        broken, count = find(seed), count + 1
+        broken, count = find(seed, options.volume), count + 1
         if broken or one is not None:
-            story = Story(seed, telling=True)
+            story = Story(seed, telling=True, volume=options.volume)
             with contextlib.suppress(Broken):
                 story.tell()
             print(*story.lines, f"seed {seed}: {broken or 'all holds'}", sep="\n")

@@ -13,7 +13,7 @@ from typing import Any
 import playground
 from playground import NOBODY, SELECTOR, USER, ApiServer, Database, Order, Spares, Sweep, User
 
-STORIES = 2000
+STORIES, VOLUME_STORIES = 2000, 1000
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -78,11 +78,22 @@ class IdleByWallClock(Sweep):
         return self.cluster.wall() - renewed > limit + 2 * self.spacing()
 
 
+class LeaseBeforeVolume(ApiServer):
+    """Deletes a lease before the volume that it names: then nobody knows that the volume is to go."""
+
+    def carry_out(self, orders: list[Order]) -> None:
+        """Delete a volume's lease first, and mark none."""
+        for order in orders:
+            if order.deletes and order.deletes[-1][0] == "Lease":
+                order.replaces, order.deletes = [], [order.deletes[-1], *order.deletes[:-1]]
+        super().carry_out(orders)
+
+
 # With the seed of the story that finds it. A change of the server makes another story of each seed: then one
 # of the next ones may be it.
 MUTANTS: dict[str, tuple[type, int]] = {mutant.__name__: (mutant, seed) for mutant, seed in (
     (MissingLeaseMeansFree, 6), (LeasesByLabel, 894), (LeasesBeforeSecrets, 628),
-    (TrimsWithoutClaiming, 52), (IdleByWallClock, 6))}
+    (TrimsWithoutClaiming, 52), (IdleByWallClock, 6), (LeaseBeforeVolume, 946))}
 
 
 def simulate(*arguments: object) -> subprocess.Popen[str]:
@@ -97,18 +108,20 @@ class TestSimulation(unittest.TestCase):
 
     def test_what_must_hold_holds_in_thousands_of_stories(self) -> None:
         processors = os.cpu_count() or 1
-        cuts = [STORIES * number // processors for number in range(processors + 1)]
-        runs = [simulate("--seeds", first, last) for first, last in zip(cuts, cuts[1:])]
-        told = [run.communicate()[0] for run in runs]
-        for run, story in zip(runs, told):
-            self.assertEqual(run.returncode, 0, story[-20_000:])
+        for stories, options in ((STORIES, ()), (VOLUME_STORIES, ("--volume",))):
+            cuts = [stories * number // processors for number in range(processors + 1)]
+            runs = [simulate(*options, "--seeds", first, last) for first, last in zip(cuts, cuts[1:])]
+            told = [run.communicate()[0] for run in runs]
+            for run, story in zip(runs, told):
+                self.assertEqual(run.returncode, 0, story[-20_000:])
 
     def test_broken_rule_is_found(self) -> None:
-        for name, (_, seed) in MUTANTS.items():
-            with self.subTest(name), simulate("--mutant", name, "--seeds", seed, seed + 1500) as run:
+        for name, (mutant, seed) in MUTANTS.items():
+            options = ["--mutant", name, *(["--volume"] if mutant is LeaseBeforeVolume else [])]
+            with self.subTest(name), simulate(*options, "--seeds", seed, seed + 1500) as run:
                 told = run.communicate()[0].splitlines()
                 self.assertEqual(run.returncode, 1, told[-1:])
-                self.assertRegex(told[-1], r"^seed \d+: .* (loses|and is|is answered) ")
+                self.assertRegex(told[-1], r"^seed \d+: .* (loses|and is|is answered|is deleted) ")
 
 
 if __name__ == "__main__":

@@ -915,6 +915,51 @@ class Persistent(Case):
         self.cluster.take_event("Pod", "mysql-user-ann", None, next(self.kubectl.versions))
         self.assertEqual((there, self.cluster.databases), ({}, {}))
 
+    def test_pod_that_was_evicted_makes_room_for_another_on_the_same_volume(self) -> None:
+        self.known()
+        name = self.given("ann")
+        uids = {kind: self.kubectl.there[kind, name]["metadata"]["uid"] for kind, _ in self.kubectl.there
+                if kind != "Lease"}
+        self.watch("Pod", name, status={"phase": "Failed", "reason": "Evicted"})
+        self.cluster.sweep.begin_round()  # Nobody asks for it.
+        for _ in range(6):
+            self.work()
+            if ("Pod", name) not in self.kubectl.there and self.cluster.parts("user-ann").get("Pod"):
+                self.cluster.take_event("Pod", name, None, next(self.kubectl.versions))
+            self.loop.pass_time(10)
+        self.get_ready("ann")
+        self.loop.pass_time(playground.SERVICE_SECONDS)
+        self.assertNotIn("note", self.create("ann"))
+        changed = [kind for kind, uid in uids.items()
+                   if self.kubectl.there[kind, name]["metadata"]["uid"] != uid]
+        self.assertEqual(changed, ["Pod"])
+
+    def test_delete_that_was_cut_short_is_carried_through_by_the_sweep(self) -> None:
+        self.known()
+        self.given("ann")
+        self.kubectl.failures["end PersistentVolumeClaim"] = playground.KubectlError("policy", "denied")
+        started, told = self.loop.now, list[Any]()
+
+        def delete() -> None:
+            try:
+                told.append(self.cluster.delete("ann", "alice", started, False))
+            except playground.KubectlError as error:
+                told.append(error.reason)
+        self.cluster.wait("ann", self, delete)
+        delete()
+        for _ in range(3):
+            self.work()
+        self.assertIn("policy", told)
+        self.assertIn(("PersistentVolumeClaim", "mysql-user-ann"), self.kubectl.there)
+        self.assertEqual(self.cluster.beat("ann", "alice"), {"status": "absent"})
+        self.cluster.wait("ann", self, None)
+        self.kubectl.failures.clear()
+        self.cluster.sweep.begin_round()
+        for _ in range(4):
+            self.work()
+            self.loop.pass_time(10)
+        self.assertEqual(self.kubectl.there, {})
+
     def test_pod_that_a_sweep_could_not_delete_goes_in_a_later_round(self) -> None:
         self.known()
         self.given("ann")
