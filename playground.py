@@ -7,7 +7,7 @@ A client is known by its certificate. It asks over HTTPS for a database for one 
 server has kubectl create one and answers with the connection string that SQLFlow takes.
 
 The file reads as a request travels: the server's loop; one connection; HTTP; the API; the cluster, its
-spares, orders, sweep and watches; then what these stand on: Kubernetes' objects, templates, kubectl, the TLS
+spares, orders, sweep and watches; then what these stand on: templates, Kubernetes' objects, kubectl, the TLS
 files, the log and the metrics, the command line.
 
     thread               does                                          is waited for by
@@ -84,7 +84,7 @@ except ImportError:  # Which `run` tells.
 __version__ = "2.0.0"
 
 
-# ---- Limits: what each bounds, what happens beyond it, why this number, what it does not cover -------
+# ---- Limits: what each bounds, what happens beyond it, why this number, what it does not cover ---------
 
 # The request line; 414 beyond it. RFC 9112 section 3 recommends to support at least 8,000 bytes.
 MAX_REQUEST_LINE_BYTES = 8 * 1024
@@ -228,7 +228,7 @@ STOP_SECONDS = 20.0
 LAST_BEATS_SECONDS = 5.0
 
 
-# ---- The server: its loop, and who is in --------------------------------------------------------------
+# ---- The server: its loop, and who is in ---------------------------------------------------------------
 
 Step = Callable[[], object]
 Job = tuple[Callable[[], Any], Callable[[Any], object]]  # What a thread does; what the loop does then.
@@ -496,7 +496,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.rung = False
 
 
-# ---- A connection ------------------------------------------------------------------------------------
+# ---- A connection --------------------------------------------------------------------------------------
 
 MAX_RECORD_BYTES = 2 ** 14  # What one record of TLS holds at most (RFC 8446, section 5.1).
 Handshake = Union[dict[str, Any], Exception]  # The certificate shown, or what is wrong or not here yet.
@@ -1136,7 +1136,7 @@ def first_lines(status: int, is_text: bool, keep: bool) -> str:
             f"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nConnection: {kept}\r\n")
 
 
-# ---- The API -----------------------------------------------------------------------------------------
+# ---- The API -------------------------------------------------------------------------------------------
 
 Said = Union[dict[str, Any], str]  # What becomes JSON, or text as it is.
 USER_ID_RULE = (f"a user_id is 1 to {MAX_USER_ID_CHARACTERS} letters, marks and decimal digits of any script "
@@ -1426,7 +1426,7 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 }
 
 
-# ---- The cluster: what is seen of leases and databases, and what a user gets by it ----------------------
+# ---- The cluster: what is seen of leases and databases, and what a user gets by it ---------------------
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
@@ -1643,6 +1643,14 @@ class Cluster:
 
     # -- how a user stands
 
+    def status_of(self, user: User) -> str:
+        """Return what a client is told: ready, starting, kept or absent."""
+        standing = self.standing(user)
+        if standing == "absent":
+            return "starting" if user.coming else "absent"
+        told = {"ready": "ready", "kept": "kept", "lost": "absent", "ending": "absent"}
+        return told.get(standing, "starting")
+
     def standing(self, user: User) -> str:
         """Return how a user's lease, Secret and Pod stand to each other, as the class' table has it."""
         if not user.lease:
@@ -1674,22 +1682,6 @@ class Cluster:
             self.loop.call_at(settled, self.touch, user)
         return "ready" if database.takes_queries() and self.clock() >= settled else "starting"
 
-    def database_of(self, user: User) -> Database | None:
-        """Return the database that a user's lease names, as far as it is seen."""
-        return self.databases.get(user.lease.holder) if user.lease else None
-
-    def parts(self, id: str) -> dict[str, Any]:
-        """Return by kind what is seen of a database; nothing of one that is not there."""
-        return self.databases[id].objects if id in self.databases else {}
-
-    def status_of(self, user: User) -> str:
-        """Return what a client is told: ready, starting, kept or absent."""
-        standing = self.standing(user)
-        if standing == "absent":
-            return "starting" if user.coming else "absent"
-        told = {"ready": "ready", "kept": "kept", "lost": "absent", "ending": "absent"}
-        return told.get(standing, "starting")
-
     def answer(self, user: User) -> dict[str, Any]:
         """Return what the owner of a ready database is told, who is heard of by that. Raises ApiError."""
         assert user.lease
@@ -1703,6 +1695,10 @@ class Cluster:
                 "data_source": f"mysql://root:{password}@tcp({address}:3306)/?maxAllowedPacket=0",
                 **({"note": LOST if lost else MOVED} if lost or moved else {})}
 
+    def has_moved(self, user: User, address: str) -> bool:
+        """Tell whether a database has another address than its user was told."""
+        return (user.answered or (user.lease.address if user.lease else "")) not in ("", address)
+
     def address(self, id: str) -> str:
         """Return where a database takes queries; empty if SQLFlow takes no such address."""
         database = self.databases[id]
@@ -1715,10 +1711,6 @@ class Cluster:
             leases = [self.users[slug].lease for slug in self.holders.get(id, ())]
             known = next((lease.address for lease in leases if lease and lease.address), "")
         return known or f"mysql-{id}.{self.kubectl.namespace}.svc"
-
-    def has_moved(self, user: User, address: str) -> bool:
-        """Tell whether a database has another address than its user was told."""
-        return (user.answered or (user.lease.address if user.lease else "")) not in ("", address)
 
     def last_beat(self, user: User) -> str:
         """Return the time of the last heart beat (RFC 3339), as it was written if no newer one has come."""
@@ -1846,6 +1838,37 @@ class Cluster:
         beat = rewritten(user.lease, {KEPT: None}, renewTime=micro_time(self.wall()))
         self.start_order(self.making, Order(self.given, "", user, replaces=[beat]))
 
+    def mend(self, user: User, lease: Lease) -> None:
+        """Write down what was answered, address and note; do what no request does.
+
+        It makes a Pod again that a drained node took away, and completes what was given halfway.
+        """
+        standing = self.standing(user)
+        if standing == "over" or standing == "lacking" and self.template.persistent:
+            if user.looked_at < user.changed_at:  # It is made with the password of the Secret that is seen.
+                self.look(user, lambda: None if user.order or not user.lease else self.mend(user, user.lease))
+            elif standing == "over":
+                self.clear(user)
+            else:
+                self.give(user, lease.user_id, lease.client)
+            return
+        if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
+            self.claim(user)
+            return
+        address = self.address(lease.holder) if lease.holder in self.databases else ""
+        if address and user.answered == address and (lease.replaces or address != lease.address):
+            # Nobody waits for it: what fails is tried again in the next round.
+            told = rewritten(lease, {ADDRESS: address, REPLACES: None}, renewTime=micro_time(self.wall()))
+            self.start_order(self.making, Order(lambda order: None, "", user, replaces=[told]))
+
+    def clear(self, user: User) -> None:
+        """Order the end of a volume's Pod or Service that is of no use: its name is wanted for another."""
+        assert user.lease
+        database = self.databases[user.lease.holder]
+        order = Order(self.gone, database.id, user)
+        order.deletes += parts_of(database.id, database.misfits())
+        self.start_order(self.ending, order)
+
     def end(self, user: User, idle: bool = False) -> None:
         """Order the end of a user's lease, unless it changes meanwhile, and of the database that it names."""
         assert user.lease
@@ -1863,14 +1886,6 @@ class Cluster:
             order.deletes.append(("Lease", f"user-{user.slug}", user.lease.uid, user.lease.version))
             if id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
                 order.ends = self.databases[id].is_of(user.slug, user.lease)
-        self.start_order(self.ending, order)
-
-    def clear(self, user: User) -> None:
-        """Order the end of a volume's Pod or Service that is of no use: its name is wanted for another."""
-        assert user.lease
-        database = self.databases[user.lease.holder]
-        order = Order(self.gone, database.id, user)
-        order.deletes += parts_of(database.id, database.misfits())
         self.start_order(self.ending, order)
 
     def rest(self, user: User, client: str) -> Database | None:
@@ -1968,6 +1983,14 @@ class Cluster:
             user.failure = error, until
             self.loop.call_at(until, self.touch, user)
 
+    def swept(self, order: Order) -> None:
+        """Take up the end of an idle lease."""
+        if order.lease and order.lease.is_used() and not order.failures:
+            metrics.add("databases_swept_total")
+            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
+                            last_beat=order.lease.renewed))
+        self.gone(order)
+
     def gone(self, order: Order) -> None:
         """Take up what came of an end."""
         user = order.user
@@ -1996,37 +2019,6 @@ class Cluster:
             self.look(user)
         else:
             user.failure = order.failures[0][1], self.clock()
-
-    def swept(self, order: Order) -> None:
-        """Take up the end of an idle lease."""
-        if order.lease and order.lease.is_used() and not order.failures:
-            metrics.add("databases_swept_total")
-            log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
-                            last_beat=order.lease.renewed))
-        self.gone(order)
-
-    def mend(self, user: User, lease: Lease) -> None:
-        """Write down what was answered, address and note; do what no request does.
-
-        It makes a Pod again that a drained node took away, and completes what was given halfway.
-        """
-        standing = self.standing(user)
-        if standing == "over" or standing == "lacking" and self.template.persistent:
-            if user.looked_at < user.changed_at:  # It is made with the password of the Secret that is seen.
-                self.look(user, lambda: None if user.order or not user.lease else self.mend(user, user.lease))
-            elif standing == "over":
-                self.clear(user)
-            else:
-                self.give(user, lease.user_id, lease.client)
-            return
-        if standing == "free" and self.clock() > user.leased_at + HALF_MADE_SECONDS:
-            self.claim(user)
-            return
-        address = self.address(lease.holder) if lease.holder in self.databases else ""
-        if address and user.answered == address and (lease.replaces or address != lease.address):
-            # Nobody waits for it: what fails is tried again in the next round.
-            told = rewritten(lease, {ADDRESS: address, REPLACES: None}, renewTime=micro_time(self.wall()))
-            self.start_order(self.making, Order(lambda order: None, "", user, replaces=[told]))
 
     # -- reading afresh, where the watches may be late, each by itself
 
@@ -2081,6 +2073,46 @@ class Cluster:
 
     # -- what is seen
 
+    def start(self) -> None:
+        """Start to observe the cluster, without waiting for it."""
+        for kind in self.kinds:
+            threading.Thread(target=Watch(self, kind).run, name=f"watch {kind}", daemon=True).start()
+        self.sweep.begin_round()
+        self.spares.tend()
+
+    def begin_listing(self, kind: str) -> None:
+        """Expect all that is known of a kind to be listed."""
+        leases = (f"user-{slug}" for slug, user in self.users.items() if user.lease)
+        parts = (f"mysql-{id}" for id, database in self.databases.items() if kind in database.objects)
+        self.unseen[kind] = set(leases if kind == "Lease" else parts)
+
+    def take_portion(self, kind: str, portion: list[tuple[str, Seen]]) -> None:
+        """Take a part of a listing, but for what was written since."""
+        for name, seen in portion:
+            self.unseen[kind].discard(name)
+            if seen.version > self.version_of(kind, name):
+                self.learn(kind, name, seen)
+
+    def end_listing(self, kind: str, version: int) -> None:
+        """Forget what was not listed, unless it was made since."""
+        for name in self.unseen.pop(kind, ()):
+            if self.version_of(kind, name) <= version:
+                self.learn(kind, name, None)
+        self.versions[kind] = version
+        for user in [user for user in self.users.values() if user.ended] if kind == "Lease" else ():
+            user.ended = ""
+            self.touch(user)  # It may be that nothing is known of this user any more.
+
+    def take_event(self, kind: str, name: str, seen: Seen | None, version: int) -> None:
+        """Take what a watch tells, unless it is older than what was written from here: it goes on to that."""
+        self.versions[kind] = version
+        if name and version >= self.version_of(kind, name):
+            self.learn(kind, name, seen)
+        if name and not seen and kind == "Lease":
+            user = self.user(name.partition("-")[2])
+            user.ended = ""
+            self.touch(user)
+
     def learn_item(self, item: dict[str, Any]) -> None:
         """Take an object that was read or written, unless its watch is further: that tells everything."""
         kind, metadata = item["kind"], item["metadata"]
@@ -2089,6 +2121,15 @@ class Cluster:
             if kind in self.unseen:  # It may go before the listing that is under way comes to it.
                 self.unseen[kind].add(metadata["name"])
             self.learn(kind, metadata["name"], seen_of(item))
+
+    def version_of(self, kind: str, name: str) -> int:
+        """Return the version of an object that is known, or -1."""
+        user, database = self.users.get(name.partition("-")[2]), self.databases.get(name.partition("-")[2])
+        if kind == "Lease":
+            seen = user.lease if user else None
+        else:
+            seen = database.objects.get(kind) if database else None
+        return seen.version if seen else -1
 
     def learn(self, kind: str, name: str, seen: Seen | None) -> None:
         """Take into the table an object as it is now, or that it has gone."""
@@ -2143,56 +2184,15 @@ class Cluster:
         if not database.objects:
             del self.databases[database.id]
 
-    def begin_listing(self, kind: str) -> None:
-        """Expect all that is known of a kind to be listed."""
-        leases = (f"user-{slug}" for slug, user in self.users.items() if user.lease)
-        parts = (f"mysql-{id}" for id, database in self.databases.items() if kind in database.objects)
-        self.unseen[kind] = set(leases if kind == "Lease" else parts)
-
-    def take_portion(self, kind: str, portion: list[tuple[str, Seen]]) -> None:
-        """Take a part of a listing, but for what was written since."""
-        for name, seen in portion:
-            self.unseen[kind].discard(name)
-            if seen.version > self.version_of(kind, name):
-                self.learn(kind, name, seen)
-
-    def end_listing(self, kind: str, version: int) -> None:
-        """Forget what was not listed, unless it was made since."""
-        for name in self.unseen.pop(kind, ()):
-            if self.version_of(kind, name) <= version:
-                self.learn(kind, name, None)
-        self.versions[kind] = version
-        for user in [user for user in self.users.values() if user.ended] if kind == "Lease" else ():
-            user.ended = ""
-            self.touch(user)  # It may be that nothing is known of this user any more.
-
-    def take_event(self, kind: str, name: str, seen: Seen | None, version: int) -> None:
-        """Take what a watch tells, unless it is older than what was written from here: it goes on to that."""
-        self.versions[kind] = version
-        if name and version >= self.version_of(kind, name):
-            self.learn(kind, name, seen)
-        if name and not seen and kind == "Lease":
-            user = self.user(name.partition("-")[2])
-            user.ended = ""
-            self.touch(user)
-
-    def version_of(self, kind: str, name: str) -> int:
-        """Return the version of an object that is known, or -1."""
-        user, database = self.users.get(name.partition("-")[2]), self.databases.get(name.partition("-")[2])
-        if kind == "Lease":
-            seen = user.lease if user else None
-        else:
-            seen = database.objects.get(kind) if database else None
-        return seen.version if seen else -1
-
     # -- what all of it uses
 
-    def start(self) -> None:
-        """Start to observe the cluster, without waiting for it."""
-        for kind in self.kinds:
-            threading.Thread(target=Watch(self, kind).run, name=f"watch {kind}", daemon=True).start()
-        self.sweep.begin_round()
-        self.spares.tend()
+    def database_of(self, user: User) -> Database | None:
+        """Return the database that a user's lease names, as far as it is seen."""
+        return self.databases.get(user.lease.holder) if user.lease else None
+
+    def parts(self, id: str) -> dict[str, Any]:
+        """Return by kind what is seen of a database; nothing of one that is not there."""
+        return self.databases[id].objects if id in self.databases else {}
 
     def user(self, slug: str) -> User:
         """Return a user's entry."""
@@ -2286,7 +2286,7 @@ class Health:
         """Warn if the namespace's quota is smaller than what the options allow."""
         def compare(found: Any) -> None:
             for quota in () if isinstance(found, KubectlError) else documents(found):
-                if problem := too_small(quota, self.cluster.template, self.cluster.settings):
+                if problem := self.cluster.template.too_many_for(quota, self.cluster.settings):
                     log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
         self.cluster.loop.start(lambda: self.cluster.kubectl(
             "get", "resourcequotas", "-o", "json", reason="compare the quota with the options"), compare)
@@ -2299,60 +2299,46 @@ NOT_KUBERNETES = "kubectl printed what is no Kubernetes API server's"
 SILENCE = {"unreachable", "timeout"}  # How a cluster does not answer: the one after the other is one loss.
 
 
-class Lease(NamedTuple):
-    """A user's lease of a database (Kubernetes API, coordination.k8s.io/v1)."""
-
-    uid: str
-    version: int
-    holder: str  # The database's id.
-    user_id: str
-    client: str
-    acquired: str  # When it was made or pointed at this database; see ACQUIRED.
-    renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
-    address: str  # The one that was answered.
-    kept: bool  # Its database has ended but for its volume;
-    ends: bool  # and with it, which is to be carried through whatever comes between.
-    replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
-    text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
-
-    def is_used(self) -> bool:
-        """Tell whether its database is to run."""
-        return not (self.kept or self.ends)
+def check_owner(lease: Lease, user_id: str, client: str) -> None:
+    """Raise ApiError 403 or 409 if a lease is not this client's for this user."""
+    if lease.client != client:
+        raise ApiError(403, NOT_YOURS)
+    if lease.user_id != user_id:
+        raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
 
 
-class Secret(NamedTuple):
-    """A database's record: whose it is, its password, what it was made from."""
-
-    uid: str
-    version: int
-    user: str  # A slug; empty of a spare, NOBODY of one that goes.
-    acquired: str  # Of the lease under which it was given.
-    template: str
-    password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
-    password_hash: str
-    text: str  # As of a Lease.
-
-    def is_free(self) -> bool:
-        """Tell whether it was never given; that somebody took its label away does not make it so."""
-        return not self.user and not self.acquired
+def check_volume(database: Database, client: str) -> None:
+    """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
+    if database.owner() not in (None, client):
+        raise ApiError(403, NOT_YOURS)
 
 
-class Part(NamedTuple):
-    """A database's Pod, Service or PersistentVolumeClaim."""
+class User:
+    """What is known of one user, and what is under way."""
 
-    uid: str
-    version: int
-    address: str
-    ready: bool
-    gone: bool  # It is being deleted, or has ended for good;
-    over: bool  # that, and nobody has deleted it so far.
-    why: str  # It is not ready, in a sentence for a client.
-    no_room: bool  # No node has any for it.
-    password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
-    client: str  # Whose a claim is; empty of others.
-
-
-Seen = Union[Lease, Secret, Part]
+    def __init__(self, slug: str, now: float) -> None:
+        self.slug = slug
+        self.lease: Lease | None = None
+        self.leased_at = now  # When the lease was seen to name what it names.
+        self.ended = ""  # The uid of a lease that was ended from here; a late watch may show it once more.
+        self.order: Order | None = None  # At most one at a time.
+        self.coming = ""  # The client to whom a first lease is being given; it counts as there.
+        self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
+        self.unwritten = False
+        self.answered = ""  # The address that was told from here.
+        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
+        self.looked_at = self.gone_at = float("-inf")
+        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
+        self.stale = False  # Somebody has changed what is known: nothing is ordered until it is read afresh.
+        self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
+        self.not_before = float("-inf")  # When room may have been made.
+        self.left = ""  # The id of a database that could not be ended though its lease was.
+        self.missed = ""  # The id of a database that the lease names, and that went to somebody else.
+        self.foreign = ""  # What is in the way of a database, and not ours to touch.
+        self.wish: Step | None = None  # For a database, which waits for a reading.
+        # When a database was ordered that is not ready so far, from what.
+        self.asked: tuple[float, str] | None = None
+        self.counted = ""
 
 
 class Database:
@@ -2418,32 +2404,60 @@ class Database:
         return bool(free and self.pod and not self.pod.gone)
 
 
-class User:
-    """What is known of one user, and what is under way."""
+class Lease(NamedTuple):
+    """A user's lease of a database (Kubernetes API, coordination.k8s.io/v1)."""
 
-    def __init__(self, slug: str, now: float) -> None:
-        self.slug = slug
-        self.lease: Lease | None = None
-        self.leased_at = now  # When the lease was seen to name what it names.
-        self.ended = ""  # The uid of a lease that was ended from here; a late watch may show it once more.
-        self.order: Order | None = None  # At most one at a time.
-        self.coming = ""  # The client to whom a first lease is being given; it counts as there.
-        self.heard_at = self.written_at = now  # Here or by another server, and as is written in the lease.
-        self.unwritten = False
-        self.answered = ""  # The address that was told from here.
-        # When what the cluster holds was last read afresh, and when it was last known to hold no lease.
-        self.looked_at = self.gone_at = float("-inf")
-        self.changed_at = float("-inf")  # When a watch last told of what a look had not seen.
-        self.stale = False  # Somebody has changed what is known: nothing is ordered until it is read afresh.
-        self.failure: tuple[ApiError | KubectlError, float] | None = None  # And until when it stands.
-        self.not_before = float("-inf")  # When room may have been made.
-        self.left = ""  # The id of a database that could not be ended though its lease was.
-        self.missed = ""  # The id of a database that the lease names, and that went to somebody else.
-        self.foreign = ""  # What is in the way of a database, and not ours to touch.
-        self.wish: Step | None = None  # For a database, which waits for a reading.
-        # When a database was ordered that is not ready so far, from what.
-        self.asked: tuple[float, str] | None = None
-        self.counted = ""
+    uid: str
+    version: int
+    holder: str  # The database's id.
+    user_id: str
+    client: str
+    acquired: str  # When it was made or pointed at this database; see ACQUIRED.
+    renewed: str  # The last heart beat, as written: compared with itself only, never with a clock.
+    address: str  # The one that was answered.
+    kept: bool  # Its database has ended but for its volume;
+    ends: bool  # and with it, which is to be carried through whatever comes between.
+    replaces: bool  # Its database stands for one that was lost, which its user was not told so far.
+    text: str  # The object as it can be written again: 10,000 of dicts would make a garbage collection 50 ms.
+
+    def is_used(self) -> bool:
+        """Tell whether its database is to run."""
+        return not (self.kept or self.ends)
+
+
+class Secret(NamedTuple):
+    """A database's record: whose it is, its password, what it was made from."""
+
+    uid: str
+    version: int
+    user: str  # A slug; empty of a spare, NOBODY of one that goes.
+    acquired: str  # Of the lease under which it was given.
+    template: str
+    password: str  # Empty if it is none that SQLFlow can paste anywhere without quoting it.
+    password_hash: str
+    text: str  # As of a Lease.
+
+    def is_free(self) -> bool:
+        """Tell whether it was never given; that somebody took its label away does not make it so."""
+        return not self.user and not self.acquired
+
+
+class Part(NamedTuple):
+    """A database's Pod, Service or PersistentVolumeClaim."""
+
+    uid: str
+    version: int
+    address: str
+    ready: bool
+    gone: bool  # It is being deleted, or has ended for good;
+    over: bool  # that, and nobody has deleted it so far.
+    why: str  # It is not ready, in a sentence for a client.
+    no_room: bool  # No node has any for it.
+    password_hash: str  # Of the password that its data was made with; empty if it has none, or is too old.
+    client: str  # Whose a claim is; empty of others.
+
+
+Seen = Union[Lease, Secret, Part]
 
 
 # ---- Spares --------------------------------------------------------------------------------------------
@@ -2789,6 +2803,14 @@ class ApiServer:
         return f"/{root}/{version}/namespaces/{self.kubectl.namespace}/{resource}"
 
 
+def whose(orders: list[Order]) -> str:
+    """Say for the log whom orders are for."""
+    users = [order.user.slug for order in orders if order.user]
+    spares, more = len(orders) - len(users), len(users) - 5
+    return ", ".join([*users[:5], *([f"{more} more users"] if more > 0 else []),
+                      *([f"{spares} spares"] if spares else [])])
+
+
 # ---- Heart beats and the sweep -------------------------------------------------------------------------
 
 class Sweep:
@@ -3051,29 +3073,119 @@ class Watch:
         self.version = str(version)
 
 
+# ---- Templates -----------------------------------------------------------------------------------------
+
+PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
+PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
+NAME = re.compile(r"mysql-[a-z0-9-]+")  # Of a database's objects, fit to be an argument of kubectl.
+# Values no user can have, with which a template is tried.
+EXAMPLE = {"id": "example--000000000000", "password": "0" * 32, "slug": "example--000000000000",
+           "user_id": "an example", "client": "a client"}
+
+
+class Template:
+    """The Kubernetes objects of one database, with ${placeholders} in their values."""
+
+    def __init__(self, path: str) -> None:
+        """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
+        self.path, self.hash = path, ""
+        try:
+            documents = yaml.safe_load_all(read_file(path))
+            self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
+        kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
+        if sorted(map(str, kinds)) not in (["Pod", "Secret"], ["Pod", "Secret", "Service"],
+                                           ["PersistentVolumeClaim", "Pod", "Secret", "Service"]):
+            raise ValueError("must hold one Pod and one Secret, at most one Service, with it at most one "
+                             "PersistentVolumeClaim, and nothing else, but holds "
+                             + (", ".join(map(str, kinds)) or "nothing"))
+        self.kinds = [kind for kind in KINDS if kind in kinds]
+        self.persistent = "PersistentVolumeClaim" in kinds
+        self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
+        try:
+            text = json.dumps(self.objects, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("has a value that JSON does not know, such as a date without quotes: "
+                             f"{error}") from error
+        try:
+            for item in self.objects:
+                if (item.get("metadata") or {}).get("name") != "${name}":
+                    raise ValueError(f"lacks in its {item['kind']}: metadata: name: ${{name}}")
+            if (self.objects[0].get("stringData") or {}).get("password") != "${password}":
+                raise ValueError("lacks in its Secret: stringData: password: ${password}")
+            self.objects_of(**EXAMPLE)
+            self.needs = self.needs_of_one()
+        except KeyError as error:
+            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, "
+                             "password, slug, user_id and client") from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"has a value of another form than Kubernetes takes there: {error}") from error
+        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
+        # Made for its user: nobody else can be given it, so that there are no spares.
+        self.per_user = self.persistent or bool({"slug", "user_id", "client"} & {*PLACEHOLDER.findall(text)})
+
+    def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
+                   acquired: str = "") -> list[dict[str, Any]]:
+        """Return a database's objects with what the server relies on. Raises KeyError for a placeholder."""
+        values = {"name": f"mysql-{id}", "database": id, "password": password, "slug": slug,
+                  "user_id": user_id, "client": client}
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: filled(inner) for key, inner in value.items()}
+            if isinstance(value, list):
+                return [filled(inner) for inner in value]
+            return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
+        objects: list[dict[str, Any]] = filled(self.objects)
+        notes: dict[str, dict[str, str]] = {kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds}
+        notes["Secret"] = {TEMPLATE: self.hash}
+        for kind in ("Secret", "PersistentVolumeClaim") if self.persistent else ():
+            notes[kind][CLIENT] = client
+        for item in objects:
+            metadata = item["metadata"]
+            metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes.get(item["kind"], {})}
+            if item["kind"] == "Secret" and slug:
+                item.update(labelled(item, slug, acquired))
+        return objects
+
+    def needs_of_one(self) -> dict[str, float]:
+        """Return what one database takes of a quota, by its names there (Kubernetes, "Resource Quotas")."""
+        needs: dict[str, float] = collections.defaultdict(float, {KINDS[kind][0]: 1 for kind in self.kinds})
+        for spec in [item.get("spec") or {} for item in self.objects]:
+            for asks in (spec, *(spec.get("containers") or ())):
+                for what, amounts in (asks.get("resources") or {}).items():
+                    for name, amount in (amounts or {}).items():
+                        needs[f"{what}.{name}"] += quantity(str(amount))
+        return needs
+
+    def databases_in(self, hard: dict[str, str]) -> float:
+        """Return for how many databases a quota's limits have room."""
+        needs = [(self.needs.get(name.removeprefix("count/")) or self.needs.get(f"requests.{name}"), bound)
+                 for name, bound in hard.items()]
+        return min((quantity(bound) // need for need, bound in needs if need), default=float("inf"))
+
+    def too_many_for(self, quota: dict[str, Any], settings: Settings) -> str:
+        """Say what is wrong if a ResourceQuota has no room for the databases that the options allow."""
+        room = self.databases_in(quota["status"].get("hard") or {})
+        wanted = settings.max_databases + settings.spare_databases
+        return "" if room >= wanted else (f"it has room for {room:.0f} databases, --max_databases and "
+                                          f"--spare_databases are {wanted}: raise it, or lower them")
+
+
+def quantity(text: str) -> float:
+    """Return the number that a quantity stands for (Kubernetes API, "Quantity"). Raises ValueError."""
+    match = re.fullmatch(r"([-+]?[0-9]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)([numkKMGTPE]i?|)", text)
+    if not match:
+        raise ValueError(f"{text!r} is no quantity such as 500m or 1Gi")
+    number, suffix = match.groups()
+    scale = 1024 if suffix.endswith("i") else 1000
+    power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
+    return float(number) * float(scale) ** power
+
+
 # ---- Kubernetes' objects: functions, without a table or a clock ----------------------------------------
-
-def whose(orders: list[Order]) -> str:
-    """Say for the log whom orders are for."""
-    users = [order.user.slug for order in orders if order.user]
-    spares, more = len(orders) - len(users), len(users) - 5
-    return ", ".join([*users[:5], *([f"{more} more users"] if more > 0 else []),
-                      *([f"{spares} spares"] if spares else [])])
-
-
-def check_owner(lease: Lease, user_id: str, client: str) -> None:
-    """Raise ApiError 403 or 409 if a lease is not this client's for this user."""
-    if lease.client != client:
-        raise ApiError(403, NOT_YOURS)
-    if lease.user_id != user_id:
-        raise ApiError(409, "this user_id's name in the cluster is taken by another one: use another user_id")
-
-
-def check_volume(database: Database, client: str) -> None:
-    """Raise ApiError 403 if a database on a volume, whose lease has gone, was another client's."""
-    if database.owner() not in (None, client):
-        raise ApiError(403, NOT_YOURS)
-
 
 def parts_of(id: str, objects: dict[str, Any], stays: Sequence[str] = ()) -> list[tuple[str, str, str, int]]:
     """Return what to delete of a database whose name is used again: by uid, as Order.deletes has it."""
@@ -3123,6 +3235,14 @@ def seen_of(item: dict[str, Any]) -> Seen:
                 annotations.get(PASSWORD_HASH, ""), annotations.get(CLIENT, ""))
 
 
+def labelled(secret: dict[str, Any], user: str, acquired: str = "") -> dict[str, Any]:
+    """Return a Secret that is a user's, under a lease, to be written by whoever saw its version."""
+    item = bare(secret)
+    metadata = item["metadata"]
+    return {**item, "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), USER: user},
+                                 "annotations": {**(metadata.get("annotations") or {}), ACQUIRED: acquired}}}
+
+
 def bare(item: dict[str, Any]) -> dict[str, Any]:
     """Return an object as it can be written again."""
     kept = {key: value for key, value in item["metadata"].items() if key in (
@@ -3148,14 +3268,6 @@ def rewritten(lease: Lease, notes: dict[str, Any], **spec: str) -> dict[str, Any
     return item
 
 
-def too_small(quota: dict[str, Any], template: Template, settings: Settings) -> str:
-    """Say what is wrong if a ResourceQuota has no room for the databases that the options allow."""
-    room = template.databases_in(quota["status"].get("hard") or {})
-    wanted = settings.max_databases + settings.spare_databases
-    return "" if room >= wanted else (f"it has room for {room:.0f} databases, --max_databases and "
-                                      f"--spare_databases are {wanted}: raise it, or lower them")
-
-
 def is_ours(item: dict[str, Any]) -> bool:
     """Tell whether an object carries this playground's labels."""
     labels = item["metadata"].get("labels") or {}
@@ -3175,14 +3287,6 @@ def user_of(secret: dict[str, Any] | None) -> str:
 def acquired_of(secret: dict[str, Any] | None) -> str:
     """Return when the lease was acquired under which a Secret was given."""
     return str(((secret or {}).get("metadata", {}).get("annotations") or {}).get(ACQUIRED, ""))
-
-
-def labelled(secret: dict[str, Any], user: str, acquired: str = "") -> dict[str, Any]:
-    """Return a Secret that is a user's, under a lease, to be written by whoever saw its version."""
-    item = bare(secret)
-    metadata = item["metadata"]
-    return {**item, "metadata": {**metadata, "labels": {**(metadata.get("labels") or {}), USER: user},
-                                 "annotations": {**(metadata.get("annotations") or {}), ACQUIRED: acquired}}}
 
 
 def lease_of(slug: str, user_id: str, client: str, id: str, address: str, now: str) -> dict[str, Any]:
@@ -3295,112 +3399,7 @@ def items_of(text: str) -> Iterator[dict[str, Any]]:
         yield item
 
 
-# ---- Templates ----------------------------------------------------------------------------------------
-
-PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
-PASSWORD = re.compile(r"[A-Za-z0-9_-]{24,}")  # What SQLFlow can paste anywhere without quoting it.
-NAME = re.compile(r"mysql-[a-z0-9-]+")  # Of a database's objects, fit to be an argument of kubectl.
-# Values no user can have, with which a template is tried.
-EXAMPLE = {"id": "example--000000000000", "password": "0" * 32, "slug": "example--000000000000",
-           "user_id": "an example", "client": "a client"}
-
-
-class Template:
-    """The Kubernetes objects of one database, with ${placeholders} in their values."""
-
-    def __init__(self, path: str) -> None:
-        """Parse and check a template. Raises OSError, or ValueError that says what is wrong."""
-        self.path, self.hash = path, ""
-        try:
-            documents = yaml.safe_load_all(read_file(path))
-            self.objects: list[dict[str, Any]] = [item for item in documents if item is not None]
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
-        kinds = [item.get("kind") if isinstance(item, dict) else None for item in self.objects]
-        if sorted(map(str, kinds)) not in (["Pod", "Secret"], ["Pod", "Secret", "Service"],
-                                           ["PersistentVolumeClaim", "Pod", "Secret", "Service"]):
-            raise ValueError("must hold one Pod and one Secret, at most one Service, with it at most one "
-                             "PersistentVolumeClaim, and nothing else, but holds "
-                             + (", ".join(map(str, kinds)) or "nothing"))
-        self.kinds = [kind for kind in KINDS if kind in kinds]
-        self.persistent = "PersistentVolumeClaim" in kinds
-        self.objects.sort(key=lambda item: self.kinds.index(item["kind"]))
-        try:
-            text = json.dumps(self.objects, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError("has a value that JSON does not know, such as a date without quotes: "
-                             f"{error}") from error
-        try:
-            for item in self.objects:
-                if (item.get("metadata") or {}).get("name") != "${name}":
-                    raise ValueError(f"lacks in its {item['kind']}: metadata: name: ${{name}}")
-            if (self.objects[0].get("stringData") or {}).get("password") != "${password}":
-                raise ValueError("lacks in its Secret: stringData: password: ${password}")
-            self.objects_of(**EXAMPLE)
-            self.needs = self.needs_of_one()
-        except KeyError as error:
-            raise ValueError(f"has an unknown placeholder ${{{error.args[0]}}}: known are name, database, "
-                             "password, slug, user_id and client") from error
-        except (AttributeError, TypeError) as error:
-            raise ValueError(f"has a value of another form than Kubernetes takes there: {error}") from error
-        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
-        # Made for its user: nobody else can be given it, so that there are no spares.
-        self.per_user = self.persistent or bool({"slug", "user_id", "client"} & {*PLACEHOLDER.findall(text)})
-
-    def objects_of(self, id: str, password: str, slug: str = "", user_id: str = "", client: str = "",
-                   acquired: str = "") -> list[dict[str, Any]]:
-        """Return a database's objects with what the server relies on. Raises KeyError for a placeholder."""
-        values = {"name": f"mysql-{id}", "database": id, "password": password, "slug": slug,
-                  "user_id": user_id, "client": client}
-
-        def filled(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: filled(inner) for key, inner in value.items()}
-            if isinstance(value, list):
-                return [filled(inner) for inner in value]
-            return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
-        objects: list[dict[str, Any]] = filled(self.objects)
-        notes: dict[str, dict[str, str]] = {kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds}
-        notes["Secret"] = {TEMPLATE: self.hash}
-        for kind in ("Secret", "PersistentVolumeClaim") if self.persistent else ():
-            notes[kind][CLIENT] = client
-        for item in objects:
-            metadata = item["metadata"]
-            metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
-            metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes.get(item["kind"], {})}
-            if item["kind"] == "Secret" and slug:
-                item.update(labelled(item, slug, acquired))
-        return objects
-
-    def needs_of_one(self) -> dict[str, float]:
-        """Return what one database takes of a quota, by its names there (Kubernetes, "Resource Quotas")."""
-        needs: dict[str, float] = collections.defaultdict(float, {KINDS[kind][0]: 1 for kind in self.kinds})
-        for spec in [item.get("spec") or {} for item in self.objects]:
-            for asks in (spec, *(spec.get("containers") or ())):
-                for what, amounts in (asks.get("resources") or {}).items():
-                    for name, amount in (amounts or {}).items():
-                        needs[f"{what}.{name}"] += quantity(str(amount))
-        return needs
-
-    def databases_in(self, hard: dict[str, str]) -> float:
-        """Return for how many databases a quota's limits have room."""
-        needs = [(self.needs.get(name.removeprefix("count/")) or self.needs.get(f"requests.{name}"), bound)
-                 for name, bound in hard.items()]
-        return min((quantity(bound) // need for need, bound in needs if need), default=float("inf"))
-
-
-def quantity(text: str) -> float:
-    """Return the number that a quantity stands for (Kubernetes API, "Quantity"). Raises ValueError."""
-    match = re.fullmatch(r"([-+]?[0-9]*\.?[0-9]*(?:[eE][-+]?[0-9]+)?)([numkKMGTPE]i?|)", text)
-    if not match:
-        raise ValueError(f"{text!r} is no quantity such as 500m or 1Gi")
-    number, suffix = match.groups()
-    scale = 1024 if suffix.endswith("i") else 1000
-    power = "num kMGTPE".find(suffix[0].replace("K", "k")) - 3 if suffix else 0
-    return float(number) * float(scale) ** power
-
-
-# ---- kubectl ------------------------------------------------------------------------------------------
+# ---- kubectl -------------------------------------------------------------------------------------------
 
 # Reasons for which kubectl fails, and how its words show it: the first that fits. SENTENCES has what a client
 # is told; kubectl's own words go to the log only. What has no pattern is found out elsewhere.
@@ -4046,7 +4045,7 @@ for api, result in itertools.product(API, (200, 429, 500, 502, 503)):
     metrics.add("requests_total", 0, api=api, status=str(result))
 
 
-# ---- The command line ---------------------------------------------------------------------------------
+# ---- The command line ----------------------------------------------------------------------------------
 
 class Refusal(Exception):
     """Why the server does not start, or take a file up: what is wrong, with its path, and the remedy."""
@@ -4301,7 +4300,7 @@ def check(options: argparse.Namespace) -> int:
                 users = options.max_databases
                 say(f"quota {item['metadata']['name']} has room for {room:.0f} databases, so for "
                     f"{max(room - users, 0):.0f} spares when --max_databases {users} are there",
-                    too_small(item, template, settings_of(options, template)))
+                    template.too_many_for(item, settings_of(options, template)))
         if what == "quota" and not found.get("items"):
             say("quota: none")
     return int(any(problems))

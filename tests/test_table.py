@@ -1010,7 +1010,7 @@ class Quota(Case):
                            ({"count/secrets": "4", "requests.memory": "256Mi"}, "2"),
                            ({"services": "0"}, "")):
             settings = self.cluster.settings._replace(spare_databases=1)  # And three users' databases.
-            said = playground.too_small({"status": {"hard": hard}}, self.cluster.template, settings)
+            said = self.cluster.template.too_many_for({"status": {"hard": hard}}, settings)
             self.assertEqual(said, room and f"it has room for {room} databases, --max_databases and "
                              "--spare_databases are 4: raise it, or lower them")
 
