@@ -40,6 +40,7 @@ from tests.harness import (
     Holding,
     Running,
     altered,
+    change_pod,
     create_by_hand,
     database_of,
     delete_by_hand,
@@ -717,12 +718,18 @@ class Persistent(unittest.TestCase):
 
     def test_pod_that_has_gone_is_made_again_within_a_round_though_nobody_asks(self) -> None:
         with Running(*self.OPTIONS).known() as server:
-            password = self.create(server, "drained")
-            uid = kubectl("get", "pod", "mysql-user-drained", "-o", "jsonpath={.metadata.uid}")
-            delete_by_hand("pod/mysql-user-drained")
-            eventually(lambda: kubectl("get", "pod", "mysql-user-drained", "--ignore-not-found", "-o",
-                                       "jsonpath={.metadata.uid}") not in ("", uid), "there is another Pod")
-            self.assertEqual(self.create(server, "drained"), password)
+            for user in ("drained", "evicted"):
+                with self.subTest(user):
+                    password, pod = self.create(server, user), f"mysql-user-{user}"
+                    uid = ["get", "pod", pod, "--ignore-not-found", "-o", "jsonpath={.metadata.uid}"]
+                    before = kubectl(*uid)
+                    if user == "drained":
+                        delete_by_hand(f"pod/{pod}")
+                    else:
+                        change_pod(pod, phase="Failed", reason="Evicted")
+                    eventually(lambda uid=uid, before=before: kubectl(*uid) not in ("", before),
+                               "there is another Pod")
+                    self.assertEqual(self.create(server, user), password)
 
     @unittest.skipUnless(REAL, "needs finalizers, which devcluster does not know")
     def test_pod_that_is_stuck_in_its_end_is_named_and_no_other_is_made_on_its_volume(self) -> None:
