@@ -125,6 +125,9 @@ MAX_HANDSHAKE_READS = 50
 # Handshakes computed at once; the others wait for their turn. OpenSSL computes without Python's lock, some
 # 0.3 ms for each of a handshake's two steps: the loop goes on meanwhile, and both cores are of use.
 HANDSHAKE_THREADS = 2
+# With the threads or in their queue, so that no more outcomes wait for the loop; the others can still make
+# room. With four, the threads waited for the loop, and a tenth fewer handshakes were made.
+QUEUED_HANDSHAKES = 16
 # Connections with a certificate; beyond it the one idle longest makes room, and if none is idle the new one
 # gets a 503. Five for each of a class of 200. Each takes some 30 KB, 70 after a long request.
 MAX_CONNECTIONS = 1000
@@ -166,7 +169,9 @@ KUBECTL_SECONDS = 30.0  # Its process group is killed beyond it. Creating a full
 # Users whose objects go into one kubectl, the rest into the next: three objects each, and kubectl slows down
 # to 50 requests a second after 300.
 GROUP_USERS = 50
-GROUP_ENDS = 10  # Users whose leases one group ends, a kubectl each in turn; they are answered together.
+# Users whose leases one group ends, a kubectl each in turn (six, for one on a volume); they are answered
+# together.
+GROUP_ENDS = 10
 # A group leaves when it is full; else when nobody has joined it for the first, or for the second if it has
 # more than one or another runs, and at the latest after the third. So whoever is alone waits least, and a
 # class, which comes within some 0.8 s, needs few kubectls: with spares, the last of 200 was served after 1.7
@@ -181,7 +186,8 @@ WORK_THREADS = 12
 # once write 1,000 in 2.7 s, one after the other 4.0.
 BEATS_PER_KUBECTL = 250
 BEATS_KUBECTLS = 2
-SWEPT_PER_ROUND = 30  # Idle leases ended, a kubectl each: some 3 s. The rest is the next round's.
+# Idle leases ended, a kubectl each, three for one on a volume: 3 to 9 s. The rest is the next round's.
+SWEPT_PER_ROUND = 30
 # Databases that look like nobody's and are read afresh in one round; likewise.
 SUSPECTS_PER_ROUND = 100
 # Users whose beats came before the cluster was known, and are held until then, some 200 bytes each; more are
@@ -252,7 +258,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.started, self.stop_at, self.was_ready = time.monotonic(), float("inf"), False
         self.generation = 0  # Grows when it changes who is let in: an older connection may be anybody's.
         # In the order of arrival, and of coming to rest: the first is the oldest.
-        self.strangers: dict[Connection, str] = {}  # With their networks.
+        self.strangers: dict[Connection, str] = {}  # With their networks, by which they stand here, too:
+        self.crowds: dict[str, dict[Connection, None]] = collections.defaultdict(dict)
         self.clients: dict[Connection, str] = {}  # With their names.
         self.idle: dict[Connection, None] = {}
         self.refusals = Refusals("handshake", "refused", "address")
@@ -262,7 +269,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.order = itertools.count()  # Of two timers of one moment the older one is first.
         self.posted: collections.deque[Step] = collections.deque()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.handshakes: queue.SimpleQueue[Job] = queue.SimpleQueue()  # No kubectl holds them up.
+        self.to_compute: dict[Connection, None] = {}  # Whose handshakes wait for a thread,
+        self.computing = 0  # and how many are with one, or in the queue of these, which no kubectl holds up.
+        self.handshakes: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.work: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.ticked_at = time.monotonic()
         super().__init__(address, Connection)  # type: ignore[arg-type]
@@ -349,9 +358,8 @@ class Server(http.server.ThreadingHTTPServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Let everybody in; of too many strangers, the oldest of the network with most of them makes room."""
         if len(self.strangers) >= MAX_HANDSHAKES:
-            [(largest, _)] = collections.Counter(self.strangers.values()).most_common(1)
-            crowd = [one for one, network in self.strangers.items() if network == largest]
-            oldest = next((one for one in crowd if one.state == "lingering"), crowd[0])
+            crowd = max(self.crowds.values(), key=len)
+            oldest = next((one for one in crowd if one.state == "lingering"), next(iter(crowd)))
             oldest.give_up("made room for others")
         return True
 
@@ -364,7 +372,32 @@ class Server(http.server.ThreadingHTTPServer):
         log.error(logfmt("connection", outcome="failed", address=client_address[0],
                          error=traceback.format_exc()))
 
+    def meet(self, stranger: Connection, network: str) -> None:
+        """Count a connection as a stranger's."""
+        self.strangers[stranger] = network
+        self.crowds[network][stranger] = None
+
     # -- it becomes a client's
+
+    def compute(self, connection: Connection) -> None:
+        """Have a thread go on with a handshake; Connection.take_up gets what came of it."""
+        self.to_compute[connection] = None
+        self.hand_out()
+
+    def hand_out(self) -> None:
+        """Keep the threads busy, with a queue so short that few in it can have made room meanwhile."""
+        while self.to_compute and self.computing < QUEUED_HANDSHAKES:
+            connection = next(iter(self.to_compute))
+            del self.to_compute[connection]
+            self.computing += 1
+            self.handshakes.put((functools.partial(shake_hands, connection.tls),
+                                 functools.partial(self.take_computed, connection)))
+
+    def take_computed(self, connection: Connection, outcome: Handshake) -> None:
+        """Go on with a connection whose handshake was computed."""
+        self.computing -= 1
+        self.hand_out()
+        connection.take(connection.take_up, outcome)
 
     def admit(self, connection: Connection, client: str) -> bool:
         """Count a connection as a client's, or return False for want of room. Raises ValueError."""
@@ -385,18 +418,26 @@ class Server(http.server.ThreadingHTTPServer):
                 return False
             longest_idle.take(longest_idle.leave)
         connection.client, connection.serial, connection.ends = client, (issuer, serial), ends
-        del self.strangers[connection]
+        self.part(connection)
         self.clients[connection] = client
         return True
+
+    def part(self, stranger: Connection) -> None:
+        """Count a connection as a stranger's no longer."""
+        network = self.strangers.pop(stranger)
+        del self.crowds[network][stranger]
+        if not self.crowds[network]:
+            del self.crowds[network]
 
     # -- it ends
 
     def forget(self, connection: Connection) -> None:
         """Take a connection out of every table."""
-        self.idle.pop(connection, None)
-        self.strangers.pop(connection, None)
-        self.clients.pop(connection, None)
-        self.cluster.wait(connection.waits_for, connection, None)
+        for table in (self.idle, self.clients, self.to_compute):
+            table.pop(connection, None)
+        if connection in self.strangers:
+            self.part(connection)
+        self.cluster.wait(connection.entry, connection, None)
 
     def keep_house(self) -> None:
         """Every second, do what no event tells of."""
@@ -520,13 +561,13 @@ class Connection:
         self.buffer, self.searched = b"", 0  # What has come, and how much of it holds no end of a head.
         self.head: Request | None = None  # Whose body is awaited.
         # Whose answer is awaited, its user, and their entry in the cluster's table, by slug.
-        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
+        self.request, self.user, self.entry = NO_REQUEST, "-", ""
         self.unsent = b""
         self.leaving = self.lingers = False  # After what is unsent.
         self.dropped = 0
         self.listens = 0  # For which of the selector's events.
         self.alarm = float("inf")  # When one rings; there are others after it, which then do nothing.
-        server.strangers[self] = network(client_address[0])
+        server.meet(self, network(client_address[0]))
         self.enter("handshake", time.monotonic() + HANDSHAKE_SECONDS)
 
     def hear(self) -> None:
@@ -565,16 +606,7 @@ class Connection:
             return self.refuse("came in too many pieces")
         self.incoming.write(data)
         self.enter("computing")
-        return self.server.handshakes.put((self.compute, functools.partial(self.take, self.take_up)))
-
-    def compute(self) -> Handshake:
-        """Go on with a handshake, as a thread, with the TLS in memory alone; return the certificate."""
-        try:
-            if self.state == "computing":  # Else it made room meanwhile, and nobody waits for it.
-                self.tls.do_handshake()
-            return self.tls.getpeercert() or {}
-        except Exception as error:
-            return error
+        return self.server.compute(self)
 
     def take_up(self, outcome: Handshake) -> None:
         """Go on with what a handshake came to: wait for more of it, refuse it, or learn who the client is."""
@@ -697,12 +729,12 @@ class Connection:
         """Ask the API; if it has no answer yet, again when the user's entry changes, and at the deadline."""
         outcome, cluster = outcome_of(functools.partial(self.call, late)), self.server.cluster
         if outcome:
-            cluster.wait(self.waits_for, self, None)
+            cluster.wait(self.entry, self, None)
             return self.answer(outcome)
         if self.state != "waiting":
-            self.waits_for = slug(self.user)
+            self.entry = slug(self.user)
             self.enter("waiting", self.started + CREATE_SECONDS)
-            cluster.wait(self.waits_for, self, functools.partial(self.take, self.resume, self.ask_if_there))
+            cluster.wait(self.entry, self, functools.partial(self.take, self.resume, self.ask_if_there))
         return None
 
     def ask_if_there(self) -> None:
@@ -721,7 +753,7 @@ class Connection:
     def answer(self, outcome: Outcome) -> None:
         """Log and count an answer, and send it; a refused heart beat's a moment later."""
         request, user = self.request, self.user
-        self.request, self.user, self.waits_for = NO_REQUEST, "-", ""
+        self.request, self.user, self.entry = NO_REQUEST, "-", ""
         api, taken = api_name(request.path), time.monotonic() - self.started
         known = api if api in API else "-"  # What clients make up is no label.
         metrics.add("requests_total", api=known, status=str(outcome.status))
@@ -896,6 +928,15 @@ STATES = {
     "lingering": State(READ, LINGER_SECONDS, Connection.drop, Connection.close),
     "closed": State(NOTHING, 0, Connection.close, None),
 }
+
+
+def shake_hands(tls: ssl.SSLObject) -> Handshake:
+    """Go on with a handshake, as a thread; return the client's certificate at its end."""
+    try:
+        tls.do_handshake()
+        return tls.getpeercert() or {}
+    except Exception as error:
+        return error
 
 
 def network(address: str) -> str:
@@ -1403,12 +1444,12 @@ def tell_metrics(server: Server, asked: Asked) -> Said | None:
     """Return what Prometheus scrapes. It names no user and no client."""
     connections: dict[str, float] = {"handshake": len(server.strangers), "idle": len(server.idle),
                                      "busy": len(server.clients) - len(server.idle)}
-    labelled: dict[str, tuple[str, dict[str, float]]] = {
+    families: dict[str, tuple[str, dict[str, float]]] = {
         "connections": ("state", connections), "databases": ("status", server.cluster.count()),
         "certificate_expiry_timestamp_seconds": ("file", server.tls.expiries),
         "build_info": ("version", {__version__: 1})}
     gauges: Samples = {family: {((label, value),): number for value, number in numbers.items()}
-                       for family, (label, numbers) in labelled.items()}
+                       for family, (label, numbers) in families.items()}
     gauges["cluster_synchronised"] = {(): float(server.cluster.status()["cluster"] == "ok")}
     gauges["last_beat_write_timestamp_seconds"] = {(): server.cluster.sweep.beats_written_at}
     gauges["log_lines_dropped_total"] = {(): LogQueue.dropped}
@@ -1430,11 +1471,11 @@ API: dict[str, tuple[str, Callable[..., Said | None], tuple[str, ...]]] = {
 
 PREFIX = "playground.sqlflow.org/"
 DATABASE, USER = PREFIX + "database", PREFIX + "user"  # Labels.
-# Annotations, of a lease and, the last three, of other objects. REPLACES: its user is still to be told that
-# the database before was lost. ENDS: its volume is being deleted, and it goes last. ACQUIRED is the lease's
-# acquireTime, by which a user's Secret is known to have been given under this lease, not under one of the
-# same name that has ended. PASSWORD_HASH is of what has the data, claim and Pod, and of what leads to it: a
-# Secret with another password is not its own.
+# Annotations, of a lease and, the last three and CLIENT, of other objects. REPLACES: its user is still to be
+# told that the database before was lost. ENDS: its volume is being deleted, and it goes last. ACQUIRED is the
+# lease's acquireTime, by which a user's Secret is known to have been given under this lease, not under one of
+# the same name that has ended. PASSWORD_HASH is of what has the data, claim and Pod, and of what leads to it:
+# a Secret with another password is not its own.
 USER_ID, CLIENT, ADDRESS, KEPT, ENDS, REPLACES, TEMPLATE, ACQUIRED, PASSWORD_HASH = (
     PREFIX + name for name in ("user-id", "client", "address", "kept", "ends", "replaces", "template",
                                "acquired", "password-hash"))
@@ -1534,17 +1575,19 @@ class Cluster:
             check_owner(lease, user_id, client)
         wish = functools.partial(self.advance, user, user_id, client, started)
         database = self.databases.get(lease.holder if lease else f"user-{user.slug}")
-        if standing == "absent" and database:  # On a volume without its lease.
-            check_volume(database, client)
-            standing = "bare" if database.has_lost_its_password() else standing
+        if standing == "absent" and database and database.has_lost_its_password():
+            standing = "bare"  # On a volume without its lease.
         lacks = standing in ("absent", "lost", "bare", "lacking")
         unsure = (user.foreign or standing in ("ending", "over")
-                  or lacks and (standing != "absent" or self.template.persistent))
+                  or lacks and (standing != "absent" or database or self.template.persistent))
         if unsure and user.looked_at < max(started, user.changed_at):
-            self.look(user, wish)  # The watches may be late, one behind the other.
-        elif user.foreign and lacks:
+            self.look(user, wish)  # The watches may be late, one behind the other, or know nothing of claims.
+            return
+        if database and not lease:
+            check_volume(database, client)
+        if user.foreign and lacks:
             raise ApiError(409, user.foreign)
-        elif standing == "free":
+        if standing == "free":
             self.claim(user)
         elif standing == "kept":
             self.renew(user)
@@ -1580,7 +1623,7 @@ class Cluster:
             check_owner(user.lease, user_id, client)
         if user.failure and user.failure[1] <= self.clock():  # Else it is one of creating.
             raise user.failure[0]
-        rest = self.rest(user, client)
+        rest = self.rest(user)
         if user.gone_at >= started and not rest and not (user.foreign and not user.lease):
             return True
         if user.looked_at >= started and user.foreign and not user.lease:
@@ -1798,8 +1841,8 @@ class Cluster:
         elif not lease:
             order.creates.append(lease_of(user.slug, user_id, client, id, address, now))
         else:  # Of a volume, parts are made by who sees the lease as it is: somebody may be at ending it.
-            beat = {"renewTime": now} if user.unwritten else {}
-            order.replaces.append(rewritten(lease, {KEPT: None}, **beat))
+            beat = {"renewTime": now} if user.unwritten else {}  # A replace that changes nothing is no write.
+            order.replaces.append(rewritten(lease, {KEPT: None}, acquireTime=now, **beat))
         if spare and spare.secret:
             spare.promised = True
             order.claims.append(labelled(item_of(spare.secret), user.slug, now))
@@ -1876,47 +1919,42 @@ class Cluster:
         order = Order(self.swept if idle else self.gone, id, user)
         if is_persistent(id):  # Marked first: as it was seen, nobody makes a part of a volume any more.
             kept = idle and not user.lease.ends  # The volume, its password, and the lease.
-            parts = self.parts(id)
-            stays = ("PersistentVolumeClaim", "Secret") if kept and "PersistentVolumeClaim" in parts else ()
             order.replaces.append(rewritten(user.lease, {KEPT if kept else ENDS: "true"}))
-            order.deletes += parts_of(id, parts, stays)
+            order.deletes += parts_of(id, self.parts(id), ("PersistentVolumeClaim", "Secret") if kept else ())
             # Last: without it somebody might find again what is still to be deleted.
             order.deletes += [] if kept else [("Lease", f"user-{user.slug}", user.lease.uid, 0)]
         else:
             order.deletes.append(("Lease", f"user-{user.slug}", user.lease.uid, user.lease.version))
             if id in self.databases:  # A spare, or somebody else's by now, was never given to this one.
-                order.ends = self.databases[id].is_of(user.slug, user.lease)
+                order.by_label = self.databases[id].is_of(user.slug, user.lease)
         self.start_order(self.ending, order)
 
-    def rest(self, user: User, client: str) -> Database | None:
-        """Return what there is of a user's database though the lease has gone. Raises ApiError.
+    def rest(self, user: User) -> Database | None:
+        """Return what there is of a user's database though the lease has gone.
 
         Of a volume, also beside a lease, which may be a late watch's, or have been made meanwhile.
         """
         volume, left = self.databases.get(f"user-{user.slug}"), self.databases.get(user.left)
-        # Else nobody knows whose it was.
-        parts = volume.objects.values() if volume and volume.owner() is not None else ()
-        if volume and not all(getattr(part, "gone", False) for part in parts):
-            if not user.lease:
-                check_volume(volume, client)
+        if volume and volume.owner() is not None:
             return volume
         if user.lease or not left or not left.record:
             return None
         return left if left.record.user in (user.slug, "") else None
 
     def end_rest(self, user: User, database: Database, user_id: str, client: str) -> None:
-        """Order the end of what is left of a user's database; a volume's by a lease that nobody uses."""
+        """Order the end of what is left; of a volume, by a lease that says so. Raises ApiError."""
         order = Order(self.gone, database.id, user)
         if is_persistent(database.id):
+            check_volume(database, client)
             lease = lease_of(user.slug, user_id, client, database.id, "", micro_time(self.wall()))
             lease["metadata"]["annotations"][ENDS] = "true"
             order.records.append(lease)
-        order.ends = not order.records
+        order.by_label = not order.records
         self.start_order(self.ending, order)
 
     def destroy(self, id: str) -> None:
         """Order the end of a database that is nobody's."""
-        self.start_order(self.ending, Order(self.gone, id, ends=True))
+        self.start_order(self.ending, Order(self.gone, id, by_label=True))
 
     def start_order(self, group: Group, order: Order) -> None:
         """Have an order carried out with those of others."""
@@ -1985,7 +2023,7 @@ class Cluster:
 
     def swept(self, order: Order) -> None:
         """Take up the end of an idle lease."""
-        if order.lease and order.lease.is_used() and not order.failures:
+        if order.lease and not order.lease.ends and not order.failures:
             metrics.add("databases_swept_total")
             log.info(logfmt("sweep", user=order.lease.user_id, client=order.lease.client,
                             last_beat=order.lease.renewed))
@@ -1996,11 +2034,11 @@ class Cluster:
         user = order.user
         if database := self.databases.get(order.id):
             # What goes takes queries no more, whatever a late watch shows; what does not stays for a while.
-            database.going = order.ends and not order.failures
+            database.going = order.by_label and not order.failures
             database.stays_until = self.clock() + (REFUSED_SECONDS if order.failures else 0)
         if not user:
             return
-        user.left = order.id if order.failures and order.ends else ""
+        user.left = order.id if order.failures and order.by_label else ""
         if not order.failures:
             for kind, name, uid, _ in order.deletes:
                 if kind != "Lease":
@@ -2037,7 +2075,7 @@ class Cluster:
         """Take up what was read; what was not there is gone, if nothing has been heard of it since."""
         for look in looks:  # First: whatever is wrong with what was read, the next request can go on.
             self.users.get(look.user.slug, look.user).stale = False
-        items = [] if isinstance(found, KubectlError) else found
+        items, failed = ([], {}) if isinstance(found, KubectlError) else found
         for item in items:
             self.learn_item(item)
         there = {key_of(item): item for item in items}
@@ -2045,8 +2083,8 @@ class Cluster:
             user = self.users.get(look.user.slug, look.user)
             wish, user.wish = user.wish, None
             self.touch(user)
-            if isinstance(found, KubectlError):
-                user.failure = found, self.clock()
+            if failure := found if isinstance(found, KubectlError) else failed.get(f"mysql-user-{user.slug}"):
+                user.failure = failure, self.clock()
                 continue
             id = look.id
             keys = [(kind, f"user-{user.slug}" if kind == "Lease" else f"mysql-{id}") for kind in KINDS]
@@ -2264,10 +2302,9 @@ class Health:
     def check_template(self) -> None:
         """Have the API server validate the template once: when databases are made it does not, for speed."""
         manifest = listed(self.cluster.template.objects_of(**EXAMPLE))
-        self.cluster.loop.start(
-            lambda: self.cluster.kubectl("create", "-f", "-", "--dry-run=server", "--validate=true",
-                                         reason="check the template, in a dry run", stdin=manifest),
-            self.template_checked)
+        self.cluster.loop.start(functools.partial(
+            self.cluster.kubectl, "create", "-f", "-", "--dry-run=server", "--validate=true",
+            reason="check the template, in a dry run", stdin=manifest), self.template_checked)
 
     def template_checked(self, result: Any) -> None:
         """Take up the template's check. What was in its way may pass, and each create_db tells of it."""
@@ -2288,8 +2325,8 @@ class Health:
             for quota in () if isinstance(found, KubectlError) else documents(found):
                 if problem := self.cluster.template.too_many_for(quota, self.cluster.settings):
                     log.warning(logfmt("quota", name=quota["metadata"]["name"], reason=problem))
-        self.cluster.loop.start(lambda: self.cluster.kubectl(
-            "get", "resourcequotas", "-o", "json", reason="compare the quota with the options"), compare)
+        self.cluster.loop.start(functools.partial(self.cluster.kubectl, "get", "resourcequotas", "-o", "json",
+                                                  reason="compare the quota with the options"), compare)
 
 
 LOST_REMEDY = ("--check with the same flags says what to do; until then heart beats and known databases are "
@@ -2385,7 +2422,12 @@ class Database:
                     and not (secret and claim.password_hash in ("", secret.password_hash)))
 
     def owner(self) -> str | None:
-        """Return the client whose a volume is, by its Secret or else its claim; None if nobody knows."""
+        """Return the client whose a volume is, by its Secret or else its claim.
+
+        None if nobody knows, or if all that is left of it is on its way.
+        """
+        if all(getattr(part, "gone", False) for part in self.objects.values()):
+            return None
         secret, claim = self.objects.get("Secret") or self.record, self.objects.get("PersistentVolumeClaim")
         if secret:
             return str((item_of(secret)["metadata"].get("annotations") or {}).get(CLIENT, ""))
@@ -2504,7 +2546,9 @@ class Spares:
         """Count a database as free, or not: one that a lease names is on its way to somebody."""
         database = self.cluster.databases.get(id)
         self.free.pop(id, None)
-        if database and database.secret and database.secret.is_free() and id not in self.cluster.holders:
+        if not database or not database.secret or is_persistent(id) or id in self.cluster.holders:
+            return
+        if database.secret.is_free():
             self.free[id] = database
 
     def tend(self) -> None:
@@ -2558,7 +2602,7 @@ class Spares:
         if secret and secret.user in ("", NOBODY):
             database.going = True
             claim = labelled(item_of(secret), NOBODY)
-            order = Order(self.cluster.gone, database.id, replaces=[claim], ends=True)
+            order = Order(self.cluster.gone, database.id, replaces=[claim], by_label=True)
             self.cluster.start_order(self.cluster.ending, order)
 
     def made(self, order: Order) -> None:
@@ -2589,7 +2633,7 @@ class Order:
 
     def __init__(self, then: Callable[[Order], object], id: str = "", user: User | None = None, *,
                  replaces: Iterable[dict[str, Any]] = (), creates: Iterable[dict[str, Any]] = (),
-                 claims: Iterable[dict[str, Any]] = (), ends: bool = False) -> None:
+                 claims: Iterable[dict[str, Any]] = (), by_label: bool = False) -> None:
         self.then, self.id, self.user, self.lease = then, id, user, user.lease if user else None
         self.replaces = [*replaces]  # Leases, and Secrets of spares that go: by who saw their version;
         # leases and Secrets that have to be there before the rest is made;
@@ -2598,13 +2642,13 @@ class Order:
         self.claims = [*claims]  # Secrets of spares that are given, by who saw their version;
         # by kind, name, uid and version, if that is not 0;
         self.deletes: list[tuple[str, str, str, int]] = []
-        self.ends = ends  # and the database by its label.
+        self.by_label = by_label  # and the database by its label.
         self.made: list[dict[str, Any]] = []
         self.failures: list[tuple[str, KubectlError]] = []  # With the kind.
 
     def is_end(self) -> bool:
         """Tell whether it takes something away."""
-        return self.ends or bool(self.deletes)
+        return self.by_label or bool(self.deletes)
 
 
 class Look(NamedTuple):
@@ -2691,7 +2735,7 @@ class ApiServer:
                 if not order.failures:
                     self.delete_exactly(order, kind, name, uid, version)
                     lost = [one for one in order.failures if one[1].reason in SILENCE]
-        if ends := [order for order in orders if order.ends and not order.failures]:
+        if ends := [order for order in orders if order.by_label and not order.failures]:
             self.delete_by_label(ends)
 
     def write(self, verb: str, wanted: list[tuple[Order, dict[str, Any]]]) -> None:
@@ -2743,15 +2787,20 @@ class ApiServer:
                     order.failures.append(("Pod", error))
 
     def look_at(self, looks: list[Look]) -> Any:
-        """Read users' leases, and then what they name; return the objects."""
+        """Read users' leases, and then what they name; return the objects, and by name what failed."""
         leases = self.read([("Lease", f"user-{look.user.slug}") for look in looks])
         names = {str(item["spec"].get("holderIdentity")) for item in leases}
         names |= {f"mysql-{look.id}" for look in looks if look.lease or look.objects}
         if "PersistentVolumeClaim" in self.kinds:
             names |= {f"mysql-user-{look.user.slug}" for look in looks}
-        return leases + self.read([
-            (kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
-            if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))])
+        keys = [(kind, name) for name in sorted(names) if NAME.fullmatch(name) for kind in KINDS
+                if kind != "Lease" and (kind in self.kinds or is_persistent(name.partition("-")[2]))]
+        found = leases + self.read([key for key in keys if key[0] in self.kinds])
+        others = [key for key in keys if key[0] not in self.kinds]
+        try:
+            return found + self.read(others), {}
+        except KubectlError as error:  # This server may have no right to what its own template does not have.
+            return found, {name: error for _, name in others}
 
     def patch_leases(self, names: list[str], renewed: str) -> KubectlError | None:
         """Write beats into leases; return what failed, with the names of what did not."""
@@ -4001,8 +4050,8 @@ class Metrics:
     """What has happened since the start, for Prometheus (text format, version 0.0.4); the loop's alone."""
 
     def __init__(self) -> None:
-        # By family and labels: a count for each bucket and above; then the sum, which is all of a counter's.
-        self.values: dict[str, dict[Labels, list[float]]] = collections.defaultdict(dict)
+        # By family and labels: a count for each bucket and above; then the sum, which is told of a counter.
+        self.values: dict[str, dict[Labels, list[float]]] = {name: {} for name in FAMILIES}
 
     def add(self, family: str, value: float = 1, **labels: str) -> None:
         """Add to a counter, or put a value into a histogram."""
@@ -4087,8 +4136,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; dashes in the options' names work for underscores. Raises Refusal."""
     parser = Parser(prog="sqlflow_playground", description="Give every user of a SQLFlow playground a "
                     "database in its Kubernetes cluster, over mutual TLS.")
-    seconds = functools.partial(number, float, 1e8, "number of seconds, such as 43200")
-    limit = functools.partial(number, int, float("inf"), "whole number from 0 on")
+    seconds = functools.partial(read_number, float, 1e8, "number of seconds, such as 43200")
+    limit = functools.partial(read_number, int, float("inf"), "whole number from 0 on")
 
     def option(name: str, default: Any, text: str, shown: str = "", **more: Any) -> None:
         spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
@@ -4131,7 +4180,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def number(kind: type[float], most: float, wanted: str, text: str) -> float:
+def read_number(kind: type[float], most: float, wanted: str, text: str) -> float:
     """Read a number from 0 to the most from the command line. Raises ArgumentTypeError."""
     with contextlib.suppress(ValueError):
         if 0 <= (value := kind(text)) <= most:
@@ -4165,7 +4214,7 @@ def find_tls_files(options: argparse.Namespace) -> dict[str, str]:
 
 
 def find_kubectl(options: argparse.Namespace) -> Kubectl:
-    """Return kubectl for the context and the namespace, which kubectl's own is by default. Raises Refusal."""
+    """Return kubectl for the context and the namespace, by default its own ones. Raises Refusal."""
     program = shutil.which(options.kubectl)
     if not program:
         raise Refusal(f"--kubectl {options.kubectl} is no program",
@@ -4174,7 +4223,7 @@ def find_kubectl(options: argparse.Namespace) -> Kubectl:
     try:
         if not namespace or options.context:  # Which must be there.
             own = kubectl("config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.namespace}",
-                          reason="find the namespace", seconds=5).decode()
+                          reason="find the namespace", seconds=5).decode(errors="replace")
             namespace = namespace or own
     except KubectlError as error:
         # There is none in a pod, which is no error.
@@ -4210,9 +4259,9 @@ def check(options: argparse.Namespace) -> int:
             say("start", str(refusal))
         except KubectlError as error:
             words = next(iter(error.words.splitlines()), told(error).message)
-            say(what, f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
+            say(what or "start", f"{words}; {remedy or told(error).message.rpartition(': ')[2]}")
         except (ValueError, LookupError) as error:
-            say(what, f"{NOT_KUBERNETES}: {error}; {remedy}")
+            say(what or "start", f"{NOT_KUBERNETES}: {error}; {remedy}")
         return None
 
     tls_files = find_tls_files(options)

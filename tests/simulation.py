@@ -189,7 +189,10 @@ class Api:
             raise Refused("Conflict", "the object has been modified; please apply your changes again")
         if now.get("immutable") and item.get("data") != now.get("data"):
             raise Refused("Invalid", f'The Secret "{metadata["name"]}" is invalid: data: field is immutable')
-        return self.put({**item, "metadata": {**metadata, "uid": now["metadata"]["uid"]}}, by)
+        after = {**item, "metadata": {**metadata, "uid": now["metadata"]["uid"]}}
+        if without_empty(after) == without_empty(now):
+            return now  # What changes nothing is no write.
+        return self.put(after, by)
 
     def patch(self, name: str, renewed: str, by: str) -> Item:
         """Renew a Lease. Raises Refused."""
@@ -1520,6 +1523,11 @@ class Story:
                                "spare": float(len(secrets) - len(leases))}:
             return f"counts: {cluster.count()}"
         return ""
+
+
+def without_empty(item: Item) -> Item:
+    """Return an object without what is empty in its metadata."""
+    return {**item, "metadata": {name: value for name, value in item["metadata"].items() if value}}
 
 
 def marks_of(lease: Item) -> list[str]:

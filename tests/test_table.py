@@ -561,7 +561,7 @@ class Table(Case):
         user.stale = True
         look = playground.Look(user, self.loop.now, user.lease, "x", {}, False)
         with self.assertRaises(LookupError):
-            self.cluster.looked([look], [{"kind": "Lease", "metadata": {}}])
+            self.cluster.looked([look], ([{"kind": "Lease", "metadata": {}}], {}))
         self.assertFalse(user.stale)
 
     def test_group_leaves_when_it_is_full_or_nobody_comes(self) -> None:
@@ -763,7 +763,8 @@ class Table(Case):
                 order.creates = self.cluster.template.objects_of("made", "0" * 32, "ann")
                 order.made, order.failures = order.creates[:], [("Lease", playground.KubectlError(reason))]
                 self.cluster.given(order)
-                self.assertEqual([one.id for one in self.cluster.ending.waiting if one.ends], ["made"] * ends)
+                ending = [one.id for one in self.cluster.ending.waiting if one.by_label]
+                self.assertEqual(ending, ["made"] * ends)
                 self.work()
 
     def test_lease_that_was_deleted_and_stays_is_told_and_makes_nothing(self) -> None:
@@ -841,8 +842,14 @@ class Persistent(Case):
         self.given("ann")
         del self.kubectl.there["Lease", "user-ann"]
         self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
-        with self.assertRaises(playground.ApiError):
-            self.cluster.delete("ann", "bob", self.loop.now, False)
+        started = self.loop.now
+        self.cluster.wait("ann", self, lambda: None)
+        for ask in (self.cluster.delete, self.cluster.create):
+            with self.assertRaises(playground.ApiError) as refused:
+                for _ in range(3):
+                    self.assertFalse(ask("ann", "bob", started, False))
+                    self.work()
+            self.assertEqual(refused.exception.status, 403)
         delete = functools.partial(self.cluster.delete, "ann", "alice", self.loop.now, False)
         self.cluster.wait("ann", self, delete)
         self.assertFalse(delete())
@@ -933,6 +940,71 @@ class Persistent(Case):
         changed = [kind for kind, uid in uids.items()
                    if self.kubectl.there[kind, name]["metadata"]["uid"] != uid]
         self.assertEqual(changed, ["Pod"])
+
+    def test_who_was_handed_a_volume_deletes_it_and_gets_another_while_its_pod_still_goes(self) -> None:
+        self.known()
+        self.given("ann")
+        annotations = self.kubectl.there["Lease", "user-ann"]["metadata"]["annotations"]
+        annotations[playground.CLIENT] = "bob"
+        self.watch("Lease", "user-ann")
+        for ask in (self.cluster.delete, self.cluster.create):
+            again = functools.partial(ask, "ann", "bob", self.loop.now, False)
+            self.cluster.wait("ann", self, again)
+            again()
+            for _ in range(4):
+                self.work()
+        self.assertIn(("Lease", "user-ann"), self.kubectl.there)
+
+    def test_write_that_guards_what_is_made_on_a_volume_always_changes_the_lease(self) -> None:
+        self.known()
+        name = self.given("ann")
+        lease = copy.deepcopy(self.kubectl.there["Lease", "user-ann"])
+        self.cluster.users["ann"].unwritten = False
+        del self.kubectl.there["Pod", name]
+        self.cluster.take_event("Pod", name, None, next(self.kubectl.versions))
+        self.cluster.sweep.begin_round()
+        for _ in range(4):
+            self.work()
+        self.assertIn(("Pod", name), self.kubectl.there)
+        # The API server keeps an object's version if nothing of it changes: no other write would conflict.
+        self.assertNotEqual(self.kubectl.there["Lease", "user-ann"]["spec"], lease["spec"])
+
+    def test_volume_without_lease_and_label_is_no_spare(self) -> None:
+        self.known()
+        name = self.given("ann")
+        del self.kubectl.there["Lease", "user-ann"]
+        self.cluster.take_event("Lease", "user-ann", None, next(self.kubectl.versions))
+        secret = self.kubectl.there["Secret", name]["metadata"]
+        del secret["labels"][playground.USER], secret["annotations"][playground.ACQUIRED]
+        self.watch("Secret", name)
+        self.loop.pass_time(playground.YOUNG_SECONDS)
+        self.cluster.spares.tend()
+        self.work()
+        self.assertNotIn(playground.USER, self.kubectl.there["Secret", name]["metadata"]["labels"])
+
+    def test_volume_that_a_server_has_no_right_to_read_fails_nobody_else(self) -> None:
+        self.known()
+        self.given("ann")
+        there = self.kubectl.there
+        there["Lease", "user-ann"]["metadata"]["annotations"][playground.ENDS] = "true"
+        self.template = "mysql.yaml"
+        self.setUp()
+        self.kubectl.there, self.kubectl.versions = there, itertools.count(1000)
+        self.watch("Lease", "user-ann")
+        self.known()
+        self.given("ben")
+        read = self.cluster.api.read
+
+        def reads(keys: list[tuple[str, str]]) -> list[dict[str, Any]]:
+            if "Service" in dict(keys):
+                raise playground.KubectlError("forbidden", "cannot get resource")
+            return read(keys)
+        self.cluster.api.read = reads  # type: ignore[method-assign]
+        self.cluster.sweep.begin_round()
+        for _ in range(200):
+            self.loop.pass_time(10)
+            self.work()
+        self.assertEqual([name for kind, name in there if kind == "Lease"], ["user-ann"])
 
     def test_delete_that_was_cut_short_is_carried_through_by_the_sweep(self) -> None:
         self.known()
