@@ -1830,25 +1830,31 @@ class Cluster:
         order = Order(self.given, id, user)
         address = spare.pod.address if spare and spare.pod and spare.takes_queries() else ""
         now = micro_time(self.wall())
-        if lease and lease.holder != id:
+        # A volume is found again: its Secret, and no other of its name, is its user's under this lease.
+        acquired = there["Secret"].acquired or now if "Secret" in there else now
+        if not lease:
+            order.creates.append(lease_of(user.slug, user_id, client, id, address, now, acquired))
+        elif lease.holder != id:
             had_been_ready = lease.address or before and before.was_ready
             theirs = lease.holder != user.missed and (
                 not before or not before.record or before.is_of(user.slug, lease))
             replaces = lease.replaces or bool(had_been_ready and theirs and not is_persistent(id))
             notes = {ADDRESS: address, **({REPLACES: "true"} if replaces else {})}
             order.replaces.append(rewritten(lease, notes, holderIdentity=f"mysql-{id}",
-                                            acquireTime=now, renewTime=now))
-        elif not lease:
-            order.creates.append(lease_of(user.slug, user_id, client, id, address, now))
-        else:  # Of a volume, parts are made by who sees the lease as it is: somebody may be at ending it.
-            beat = {"renewTime": now} if user.unwritten else {}  # A replace that changes nothing is no write.
-            order.replaces.append(rewritten(lease, {KEPT: None}, acquireTime=now, **beat))
+                                            acquireTime=acquired, renewTime=now))
+        else:
+            # Of a volume, parts are made by who sees the lease as it is: somebody may be at ending it. It is
+            # counted up, since a replace that changes nothing is no write, and somebody else's no conflict.
+            turns = int(item_of(lease)["spec"].get("leaseTransitions") or 0) + 1
+            beat = {"renewTime": now} if user.unwritten else {}
+            order.replaces.append(rewritten(lease, {KEPT: None}, acquireTime=acquired, leaseTransitions=turns,
+                                            **beat))
         if spare and spare.secret:
             spare.promised = True
             order.claims.append(labelled(item_of(spare.secret), user.slug, now))
         else:
             password = there["Secret"].password if "Secret" in there else secrets.token_hex(16)
-            made = self.template.objects_of(id, password, user.slug, user_id, client, now)
+            made = self.template.objects_of(id, password, user.slug, user_id, client, acquired)
             order.creates += [item for item in made if item["kind"] not in there]
         if is_persistent(id):  # A name that others use as well: whose Secret it is, his is the volume.
             order.records = [item for item in order.creates if item["kind"] in ("Lease", "Secret")]
@@ -2410,10 +2416,10 @@ class Database:
         return bool(self.pod and self.pod.ready and not self.pod.gone)
 
     def is_of(self, slug: str, lease: Lease | None) -> bool:
-        """Tell whether it was given to a user under this lease; a volume is found again under any."""
+        """Tell whether it was given to a user under this lease."""
         record = self.record
         return bool(record and lease and record.user in (slug, "") and not record.is_free()
-                    and (record.acquired == lease.acquired or is_persistent(self.id)))
+                    and record.acquired == lease.acquired)
 
     def has_lost_its_password(self) -> bool:
         """Tell whether its volume is there without its Secret, and that must never be made anew."""
@@ -3305,7 +3311,7 @@ def item_of(seen: Lease | Secret) -> dict[str, Any]:
     return dict(json.loads(seen.text))
 
 
-def rewritten(lease: Lease, notes: dict[str, Any], **spec: str) -> dict[str, Any]:
+def rewritten(lease: Lease, notes: dict[str, Any], **spec: Any) -> dict[str, Any]:
     """Return a lease with these annotations, without those that are None, and these values in its spec.
 
     It is to be written by whoever saw its version.
@@ -3338,13 +3344,14 @@ def acquired_of(secret: dict[str, Any] | None) -> str:
     return str(((secret or {}).get("metadata", {}).get("annotations") or {}).get(ACQUIRED, ""))
 
 
-def lease_of(slug: str, user_id: str, client: str, id: str, address: str, now: str) -> dict[str, Any]:
+def lease_of(slug: str, user_id: str, client: str, id: str, address: str, now: str,
+             acquired: str = "") -> dict[str, Any]:
     """Return a user's lease of a database."""
     labels = {**OURS, "app.kubernetes.io/name": "sqlflow-playground", USER: slug}
     return {"apiVersion": KINDS["Lease"][1], "kind": "Lease",
             "metadata": {"name": f"user-{slug}", "labels": labels,
                          "annotations": {USER_ID: user_id, CLIENT: client, ADDRESS: address}},
-            "spec": {"holderIdentity": f"mysql-{id}", "acquireTime": now, "renewTime": now}}
+            "spec": {"holderIdentity": f"mysql-{id}", "acquireTime": acquired or now, "renewTime": now}}
 
 
 def micro_time(seconds: float) -> str:

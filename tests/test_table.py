@@ -955,6 +955,25 @@ class Persistent(Case):
                 self.work()
         self.assertIn(("Lease", "user-ann"), self.kubectl.there)
 
+    def test_volume_that_became_another_clients_is_not_answered_by_whoever_has_not_heard_of_it(self) -> None:
+        self.known()
+        name = self.given("ann")
+        there = self.kubectl.there
+        secret = there["Secret", name]["metadata"]["annotations"]
+        secret.update({playground.ACQUIRED: "2030-01-01T00:00:00.000000Z", playground.CLIENT: "bob"})
+        lease = there["Lease", "user-ann"]
+        lease["spec"]["acquireTime"] = secret[playground.ACQUIRED]
+        lease["metadata"]["annotations"][playground.CLIENT] = "bob"
+        lease["metadata"].update(uid="next", resourceVersion=str(next(self.kubectl.versions)))
+        self.watch("Secret", name)
+        ask = functools.partial(self.cluster.create, "ann", "alice", self.loop.now, False)
+        self.cluster.wait("ann", self, lambda: None)
+        with self.assertRaises(playground.ApiError) as refused:
+            for _ in range(3):
+                self.assertIsNone(ask())
+                self.work()
+        self.assertEqual(refused.exception.status, 403)
+
     def test_write_that_guards_what_is_made_on_a_volume_always_changes_the_lease(self) -> None:
         self.known()
         name = self.given("ann")
