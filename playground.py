@@ -2747,7 +2747,7 @@ class ApiServer:
     def write(self, verb: str, wanted: list[tuple[Order, dict[str, Any]]]) -> None:
         """Create or replace objects of orders, and note with each what was made of it and what was not."""
         failure, printed = KubectlError("failed"), b""
-        users = whose([order for order, _ in wanted])
+        users = whose(list(dict.fromkeys(order for order, _ in wanted)))
         try:
             printed = self.kubectl(verb, "-f", "-", "--validate=false", "-o", "json",
                                    reason=f"{verb} {len(wanted)} objects for {users}",

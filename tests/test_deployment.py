@@ -7,6 +7,7 @@ import copy
 import glob
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -377,6 +378,15 @@ def as_deployed(folder: str) -> list[str]:
             for option in options]
 
 
+def two_ports() -> int:
+    """Return a free port, of which the next one is free, too, below those that connections are given."""
+    for port in random.sample(range(20_000, 30_000, 2), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)), \
+                socket.create_server(("127.0.0.1", port + 1)):
+            return port
+    raise AssertionError("no free ports")
+
+
 class Pods(unittest.TestCase):
     """What the containers run, run here."""
 
@@ -470,8 +480,7 @@ class Pods(unittest.TestCase):
         folder = tempfile.mkdtemp(prefix="playground-mysql-")
         self.addCleanup(shutil.rmtree, folder)
         os.chmod(folder, 0o755)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = two_ports()
 
         def here(text: str) -> str:
             """Return a command of the container with this machine's paths and a port that is free."""
