@@ -3193,15 +3193,14 @@ class Template:
                 return [filled(inner) for inner in value]
             return PLACEHOLDER.sub(lambda match: values[match[1]], value) if isinstance(value, str) else value
         objects: list[dict[str, Any]] = filled(self.objects)
-        notes: dict[str, dict[str, str]] = {kind: {PASSWORD_HASH: hash_of(password)} for kind in self.kinds}
-        notes["Secret"] = {TEMPLATE: self.hash}
-        for kind in ("Secret", "PersistentVolumeClaim") if self.persistent else ():
-            notes[kind][CLIENT] = client
         for item in objects:
-            metadata = item["metadata"]
+            kind, metadata = item["kind"], item["metadata"]
+            notes = {TEMPLATE: self.hash} if kind == "Secret" else {PASSWORD_HASH: hash_of(password)}
+            if self.persistent and kind in ("Secret", "PersistentVolumeClaim"):
+                notes[CLIENT] = client
             metadata["labels"] = {**(metadata.get("labels") or {}), **OURS, DATABASE: id}
-            metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes.get(item["kind"], {})}
-            if item["kind"] == "Secret" and slug:
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), **notes}
+            if kind == "Secret" and slug:
                 item.update(labelled(item, slug, acquired))
         return objects
 
